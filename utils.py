@@ -1,4 +1,4 @@
-"""What every command shares: user errors, whole-or-nothing files, hashes, the device, ranks and average precision.
+"""What every command shares: user errors, whole-or-nothing files, hashes, the device, metrics.
 
 torch is imported inside the functions that need it, so that `--help` answers at once.
 """

@@ -1,0 +1,460 @@
+"""Feature files: reading what create_features or the reference implementation wrote.
+
+Native files are plain .npy arrays and CSV; the reference's are pickles, which are read with an
+unpickler that admits arrays, tensors and plain containers only. Formats: DESIGN section 2.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import pickle
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils import UserError, read_json, sha256_file
+from utils_features import BACKBONES, Backbone, backbone_folder
+
+LABELS = ["image_path", "text", "instance"]
+
+
+# ---------------------------------------------------------------------------------------------
+# Pickles of the reference implementation
+# ---------------------------------------------------------------------------------------------
+
+
+def _load_storage(data: bytes):
+    """torch.storage._load_from_bytes without its power to run code."""
+    import torch
+
+    return torch.load(io.BytesIO(data), weights_only=True)
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Builds numpy arrays, torch tensors and plain containers; refuses every other global."""
+
+    ADMITTED = frozenset(
+        {
+            ("collections", "OrderedDict"),
+            ("_codecs", "encode"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy.core.numeric", "_frombuffer"),
+            ("numpy._core.numeric", "_frombuffer"),
+            ("torch._utils", "_rebuild_tensor_v2"),
+        }
+    )
+
+    def find_class(self, module: str, name: str):
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _load_storage
+        if (module, name) not in self.ADMITTED:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}")
+        return super().find_class(module, name)
+
+
+def load_pickle(path: str | Path) -> dict:
+    """Read one of the reference's pickles: a dict, or a .npy of a 0-d object array that holds one.
+
+    Raises UserError if the file holds anything but arrays, tensors and plain containers; nothing
+    in it is run.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        try:
+            if path.suffix == ".npy":
+                _read_npy_header(file)
+            content = _RestrictedUnpickler(file).load()
+        except Exception as error:  # a hostile or cut file may raise anything
+            raise UserError(
+                f"{path} is refused: {error}; only arrays, tensors, strings, lists and dicts are "
+                "read from pickles. Fetch the file again, or extract the features anew"
+            ) from None
+    if isinstance(content, np.ndarray) and content.dtype == object and content.ndim == 0:
+        content = content.item()
+    if not isinstance(content, (dict, OrderedDict)):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of features")
+    return content
+
+
+def _read_npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype of an open .npy file, left at its first data byte."""
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f"npy format {version} is not known")
+    return read(file)
+
+
+def _pickled(content: dict, key: str, path: Path) -> np.ndarray:
+    """One 2-d array of a reference pickle, from numpy or torch, as float32."""
+    value = content.get(key)
+    if value is None:
+        raise UserError(f"{path} has no {key!r}; it holds {', '.join(map(str, content))}")
+    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    return _two_dimensional(array, f"{path}, {key!r}")
+
+
+def _two_dimensional(array: np.ndarray, name: str) -> np.ndarray:
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise UserError(f"{name}: expected rows of features, found {array.dtype} {array.shape}")
+    return array.astype(np.float32, copy=False)
+
+
+# ---------------------------------------------------------------------------------------------
+# Database features, read a block of rows at a time
+# ---------------------------------------------------------------------------------------------
+
+
+class MappedRows:
+    """The rows of a 2-d .npy file of float32 or float16, mapped only while a block is in use.
+
+    Each read maps the rows it needs and nothing else, so that memory is bounded by the largest
+    block. shape is (rows, D).
+    """
+
+    def __init__(self, path: Path):
+        """Read the header. Raises UserError if the file is absent, cut, or no 2-d float array."""
+        self.path = path
+        with open_feature_file(path) as file:
+            try:
+                self.shape, fortran, self.dtype = _read_npy_header(file)
+            except ValueError as error:
+                raise UserError(f"{path} is not a .npy file ({error}); extract it again") from None
+            self._offset = file.tell()
+        if len(self.shape) != 2 or fortran or self.dtype not in (np.float32, np.float16):
+            raise UserError(
+                f"{path}: expected rows of float32 or float16, found {self.dtype} {self.shape}"
+            )
+        if path.stat().st_size < self._offset + self._row_bytes * self.shape[0]:
+            raise UserError(f"{path} is cut short; extract it again")
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.dtype.itemsize * self.shape[1]
+
+    def read(self, rows: slice | np.ndarray) -> np.ndarray:
+        """The rows of a slice, without a copy, or of an increasing index array, gathered."""
+        if isinstance(rows, slice):
+            return self._map(rows.start, rows.stop)
+        first = int(rows[0])
+        return self._map(first, int(rows[-1]) + 1)[rows - first]
+
+    def _map(self, start: int, stop: int) -> np.ndarray:
+        begin = self._offset + start * self._row_bytes
+        aligned = begin - begin % mmap.ALLOCATIONGRANULARITY
+        length = begin - aligned + (stop - start) * self._row_bytes
+        with open(self.path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), length, offset=aligned, access=mmap.ACCESS_COPY)
+        if hasattr(mmap, "MADV_SEQUENTIAL"):
+            mapped.madvise(mmap.MADV_SEQUENTIAL)
+        count = (stop - start) * self.shape[1]
+        array = np.frombuffer(mapped, self.dtype, count, offset=begin - aligned)
+        return array.reshape(stop - start, self.shape[1])
+
+
+class ArrayRows:
+    """Rows of an array in memory (a reference pickle), with the interface of MappedRows."""
+
+    def __init__(self, path: Path, array: np.ndarray):
+        self.path, self.shape, self.dtype = path, array.shape, array.dtype
+        self._array = array
+
+    def read(self, rows: slice | np.ndarray) -> np.ndarray:
+        """The rows of a slice, without a copy, or of an index array, gathered."""
+        return self._array[rows]
+
+
+def open_feature_file(path: Path):
+    """Open a feature file for reading; UserError if it is absent."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+# ---------------------------------------------------------------------------------------------
+# A data set's features
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of one data set and backbone, rows in annotation order, not normalised.
+
+    queries: DataFrame of Q rows, str columns image_path, text, instance.
+    labels: DataFrame of N database rows, categorical columns text and instance.
+    query_image, query_text: float32 (Q, D); query_context_text: the same, or None if absent.
+    database: MappedRows or ArrayRows of shape (N, D).
+    source: the file that says what these features are; manifest: its content, None for pickles.
+    """
+
+    queries: pd.DataFrame
+    labels: pd.DataFrame
+    query_image: np.ndarray
+    query_text: np.ndarray
+    query_context_text: np.ndarray | None
+    database: MappedRows | ArrayRows
+    source: Path
+    manifest: dict | None
+
+    @property
+    def dim(self) -> int:
+        return self.query_image.shape[1]
+
+
+def features_folder(features_dir: str | Path, backbone: str, dataset: str) -> Path:
+    """features/{backbone}_features/{dataset}."""
+    return Path(features_dir) / backbone_folder(backbone) / dataset
+
+
+def load_features(features_dir: str | Path, backbone: str, dataset: str) -> Features:
+    """Read a data set's features, native if there, else the reference's pickles.
+
+    Raises UserError if neither is there, or if tables and arrays do not agree.
+    """
+    folder = features_folder(features_dir, backbone, dataset)
+    pickles = [folder / f"{split}_{dataset}_features.pkl" for split in ("query", "database")]
+    if (folder / "manifest.json").exists():
+        features = _load_native(folder)
+    elif all(path.exists() for path in pickles):
+        features = _load_reference(*pickles)
+    else:
+        unfinished = folder.is_dir() and any(folder.iterdir())
+        raise UserError(
+            f"{folder} holds no {'finished ' if unfinished else ''}features (no manifest.json, no "
+            f"{pickles[0].name} and {pickles[1].name}); "
+            f"run: python3 create_features.py --dataset {dataset} --backbone {backbone}"
+        )
+    _check_agreement(features)
+    return features
+
+
+def _load_native(folder: Path) -> Features:
+    context = folder / "query_context_text.npy"
+    return Features(
+        queries=_read_table(folder / "query.csv", LABELS, "str"),
+        labels=_read_table(folder / "database.csv", ["text", "instance"], "category"),
+        query_image=_read_array(folder / "query_image.npy"),
+        query_text=_read_array(folder / "query_text.npy"),
+        query_context_text=_read_array(context) if context.exists() else None,
+        database=MappedRows(folder / "database_image.npy"),
+        source=folder / "manifest.json",
+        manifest=read_json(folder / "manifest.json"),
+    )
+
+
+def _load_reference(query_path: Path, database_path: Path) -> Features:
+    query, database = load_pickle(query_path), load_pickle(database_path)
+    has_context = query.get("context_text_feats") is not None
+    return Features(
+        queries=_pickled_table(query, query_path),
+        labels=_pickled_table(database, database_path)[["text", "instance"]].astype("category"),
+        query_image=_pickled(query, "image_feats", query_path),
+        query_text=_pickled(query, "text_feats", query_path),
+        query_context_text=(
+            _pickled(query, "context_text_feats", query_path) if has_context else None
+        ),
+        database=ArrayRows(database_path, _pickled(database, "image_feats", database_path)),
+        source=query_path,
+        manifest=None,
+    )
+
+
+def _pickled_table(content: dict, path: Path) -> pd.DataFrame:
+    """The table of a reference pickle: str columns image_path, text, instance."""
+    try:
+        columns = {name: list(content[f"{name}s"]) for name in ("text", "instance")}
+        return pd.DataFrame({"image_path": list(content["paths"]), **columns}, dtype=str)[LABELS]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: no paths, texts and instances of one length ({error})") from None
+
+
+def _read_table(path: Path, columns: list[str], dtype: str) -> pd.DataFrame:
+    """Columns of a table written by create_features, texts as they stand ("NA" is a text)."""
+    try:
+        return pd.read_csv(
+            path, usecols=columns, dtype=dtype, keep_default_na=False, encoding="utf-8"
+        )[columns]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; extract it again") from None
+
+
+def read_database_table(features: Features) -> pd.DataFrame:
+    """The database's str columns image_path, text, instance: large, so read only when asked for."""
+    path = features.database.path
+    if isinstance(features.database, ArrayRows):
+        return _pickled_table(load_pickle(path), path)
+    return _read_table(path.with_name("database.csv"), LABELS, "str")
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """A whole .npy file of rows, as float32."""
+    with open_feature_file(path) as file:
+        try:
+            array = np.load(file, allow_pickle=False)
+        except ValueError as error:
+            raise UserError(f"{path} is not a .npy file ({error}); extract it again") from None
+    return _two_dimensional(array, str(path))
+
+
+def _check_agreement(features: Features) -> None:
+    """Raise UserError if tables and arrays differ in rows, or arrays in dimension."""
+    folder = features.source.parent
+    arrays = {
+        "query images": (features.query_image.shape, len(features.queries)),
+        "query texts": (features.query_text.shape, len(features.queries)),
+        "database images": (features.database.shape, len(features.labels)),
+    }
+    if features.query_context_text is not None:
+        shape = features.query_context_text.shape
+        arrays["contextualised query texts"] = (shape, len(features.queries))
+    for name, (shape, rows) in arrays.items():
+        if shape[0] != rows:
+            raise UserError(f"{folder}: {shape[0]} rows of {name} but {rows} in its table")
+        if shape[1] != features.dim:
+            raise UserError(f"{folder}: {name} have {shape[1]} dimensions, not {features.dim}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Assets: corpora, image mean, normalisation features
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Features beside a data set's own: arrays by name, float32 (rows, D), and their origin."""
+
+    arrays: dict[str, np.ndarray]
+    source: Path
+    manifest: dict | None
+
+
+def _backbone_entry(backbone: str) -> Backbone:
+    return BACKBONES.get(backbone, Backbone(backbone))
+
+
+def _short_name(backbone: str) -> str:
+    return backbone_folder(backbone).removesuffix("_features")
+
+
+def mean_path(data_dir: str | Path, backbone: str) -> Path:
+    """Where the image mean of a backbone is written and looked for."""
+    folder = Path(data_dir) / _backbone_entry(backbone).mean_dir
+    return folder / f"mean_{_short_name(backbone)}.npz"
+
+
+def synthetic_path(synthetic_dir: str | Path | None, backbone: str) -> Path:
+    """Where the normalisation features of a backbone are written and looked for."""
+    folder = Path(synthetic_dir or _backbone_entry(backbone).synthetic_dir)
+    return folder / f"synthetic_{_short_name(backbone)}.npz"
+
+
+def load_corpus(features_dir: str | Path, backbone: str, corpus: str) -> Asset:
+    """The features of a text corpus, array "feats" (rows, D).
+
+    Raises UserError if there are none; the line names the corpora there are.
+    """
+    folder = features_folder(features_dir, backbone, "corpus")
+    native, reference = folder / f"{corpus}.npy", folder / f"{corpus}.pkl"
+    manifest = folder / f"{corpus}.json"
+    if native.exists() and manifest.exists():
+        return Asset({"feats": _read_array(native)}, manifest, read_json(manifest))
+    if reference.exists():
+        return Asset(
+            {"feats": _pickled(load_pickle(reference), "feats", reference)}, reference, None
+        )
+    known = {path.stem for path in folder.glob("*.pkl")} | {p.stem for p in folder.glob("*.json")}
+    raise UserError(
+        f"no features of the corpus {corpus!r} in {folder} (there: "
+        f"{', '.join(sorted(known)) or 'none'}); write {corpus}.csv and run: "
+        f"python3 create_features.py --dataset corpus --backbone {backbone}"
+    )
+
+
+def load_mean(data_dir: str | Path, backbone: str) -> Asset:
+    """The image mean of a backbone, array "mean" (1, D). Raises UserError if there is none."""
+    native = mean_path(data_dir, backbone)
+    reference = Path(data_dir) / "laion_mean" / f"laion_1m_mean_{_short_name(backbone)}.pkl"
+    if native.exists():
+        return _load_npz(native, ["mean"])
+    if reference.exists():
+        mean = _pickled(load_pickle(reference), "laion_1m_mean", reference)
+        return Asset({"mean": mean}, reference, None)
+    raise UserError(
+        f"no image mean for {backbone}: neither {native} nor {reference}; fetch it with "
+        "python3 data/download.py laion_mean, or make one of your own images with "
+        f"python3 create_features.py --dataset mean --backbone {backbone} --images PATH"
+    )
+
+
+def load_synthetic(synthetic_dir: str | Path | None, backbone: str) -> Asset:
+    """Normalisation features, arrays "image_features" and "text_features" (rows, D).
+
+    Raises UserError if there are none for this backbone.
+    """
+    native = synthetic_path(synthetic_dir, backbone)
+    reference = native.with_name(f"dataset_1_sd_{_short_name(backbone)}.pkl.npy")
+    names = ["image_features", "text_features"]
+    if native.exists():
+        return _load_npz(native, names)
+    if reference.exists():
+        content = load_pickle(reference)
+        return Asset({n: _pickled(content, n, reference) for n in names}, reference, None)
+    raise UserError(
+        f"no normalisation features for {backbone}: neither {native} nor {reference}; fetch them "
+        "with python3 data/download.py synthetic_data, or make your own with python3 "
+        f"create_features.py --dataset synthetic --backbone {backbone} --images DIR --captions FILE"
+    )
+
+
+def _load_npz(path: Path, names: list[str]) -> Asset:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: np.atleast_2d(content[name]) for name in names}
+            manifest = json.loads(str(content["manifest"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({error}); make it again") from None
+    arrays = {name: _two_dimensional(array, f"{path}, {name}") for name, array in arrays.items()}
+    return Asset(arrays, path, manifest)
+
+
+def check_same_model(features: Features, assets: list[Asset]) -> None:
+    """Raise UserError if an asset was made by another model than the features, naming both.
+
+    Models are compared by their manifests; files without one (the reference's) by dimension only.
+    """
+    model = (features.manifest or {}).get("model")
+    for asset in assets:
+        for array in asset.arrays.values():
+            if array.shape[1] != features.dim:
+                raise UserError(
+                    f"{asset.source} has {array.shape[1]} dimensions but {features.source} has "
+                    f"{features.dim}: they come from different models; extract one of them again"
+                )
+        other = (asset.manifest or {}).get("model")
+        if model and other and model != other:
+            key = next(k for k in {**model, **other} if model.get(k) != other.get(k))
+            raise UserError(
+                f"{asset.source} and {features.source} come from different models: {key} is "
+                f"{other.get(key)!r} and {model.get(key)!r}; extract one of them again"
+            )
+
+
+def manifest_hash(features: Features) -> str:
+    """The first 12 hex digits of the SHA-256 of the file that says what the features are."""
+    return sha256_file(features.source)[:12]
