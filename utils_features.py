@@ -1,9 +1,47 @@
-"""Backbones: which open_clip model a name stands for, and where its assets lie."""
+"""Backbones: which open_clip model a name stands for, loading it, encoding images and texts.
+
+torch and open_clip are imported inside the functions that need them: retrieval reads the table of
+backbones from here and must not wait for a deep-learning library.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import hashlib
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from utils import file_safe
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from utils import UserError, file_safe
+
+if TYPE_CHECKING:
+    import torch
+
+LOCAL_DIR = "local-dir:"
+HF_HUB = "hf-hub:"
+CONFIG_FILE = "open_clip_config.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
+
+# Distinct texts that are tokenised and sorted by length together.
+TEXTS_AT_ONCE = 16_384
+# Distinct texts whose contextual averages are summed up together (each brings 2 prompts a word).
+CONTEXTS_AT_ONCE = 4_096
+
+PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
+
+
+# ---------------------------------------------------------------------------------------------
+# Backbones
+# ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -37,3 +75,548 @@ BACKBONES = {
 def backbone_folder(backbone: str) -> str:
     """The name of a backbone's feature folder, safe on every file system."""
     return f"{backbone if backbone in BACKBONES else file_safe(backbone)}_features"
+
+
+def list_backbones() -> list[str]:
+    """The names that --backbone takes: the table's, then every MODEL/TAG of open_clip's.
+
+    A tag trained with QuickGELU is listed under the architecture that has it, and only there.
+    """
+    import open_clip
+
+    specs = open_clip.list_pretrained()
+    return [*BACKBONES, *(f"{model}/{tag}" for model, tag in specs if _has_activation(model, tag))]
+
+
+def find_backbone(backbone: str) -> Backbone:
+    """The table's entry for a name, or a new one for an open_clip spec.
+
+    Specs are MODEL/TAG, hf-hub:ORG/NAME and local-dir:PATH.
+    Raises UserError if open_clip has no such model or weights, naming what it has.
+    """
+    if backbone in BACKBONES:
+        return BACKBONES[backbone]
+    if backbone.startswith((HF_HUB, LOCAL_DIR)):
+        return Backbone(backbone)
+    model, tag = _split_spec(backbone)
+    _check_tag(model, tag, backbone)
+    return Backbone(model, tag)
+
+
+def _split_spec(spec: str) -> tuple[str, str | None]:
+    """ "ViT-B/32/openai" -> ("ViT-B-32", "openai"); without a tag -> (model, None)."""
+    import open_clip
+
+    models = open_clip.list_models()
+    if spec.replace("/", "-") in models:
+        return spec.replace("/", "-"), None
+    model, _, tag = spec.rpartition("/")
+    model = model.replace("/", "-")
+    if model in models:
+        return model, tag
+    names = {name.lower(): name for name in [*BACKBONES, *models]}
+    close = difflib.get_close_matches((model or spec).lower(), names, n=5) or list(BACKBONES)
+    raise UserError(
+        f"--backbone {spec}: no such model; the closest names are {', '.join(names[name] for name in close)} "
+        "(--list_backbones prints all)"
+    )
+
+
+def _check_tag(model: str, tag: str | None, spec: str) -> None:
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    usable = [known for known in tags if _has_activation(model, known)]
+    if tag is None or tag.lower().replace("-", "_") not in tags:
+        offered = ", ".join(f"{model}/{known}" for known in usable) or "none"
+        problem = "names no weights" if tag is None else f"there are no weights {tag!r}"
+        raise UserError(f"--backbone {spec}: {problem}; open_clip has {offered}")
+    if not _has_activation(model, tag):
+        raise UserError(
+            f"--backbone {spec}: these weights were trained with QuickGELU and {model} is built "
+            f"with GELU, which gives other features; use {model}-quickgelu/{tag}"
+        )
+
+
+def _has_activation(model: str, tag: str) -> bool:
+    """Whether the architecture has the QuickGELU that the weights of a tag were trained with.
+
+    An architecture with QuickGELU whose tag does not say so is as its authors trained it.
+    """
+    import open_clip
+
+    weights = open_clip.get_pretrained_cfg(model, tag)
+    architecture = open_clip.get_model_config(model) or {}
+    return not weights.get("quick_gelu") or bool(architecture.get("quick_gelu"))
+
+
+# ---------------------------------------------------------------------------------------------
+# Images
+# ---------------------------------------------------------------------------------------------
+
+
+class BadImage(Exception):
+    """An image that cannot be decoded; `cause` says why, without the file's name."""
+
+    def __init__(self, cause: str):
+        super().__init__(cause)
+        self.cause = cause
+
+
+def decode_image(source: bytes | str | Path) -> Image.Image:
+    """Decode an encoded image, bytes or a file, to RGB as Pillow's convert("RGB") does it.
+
+    The first frame of an animation; transparency dropped; 16-bit grey clipped to 8 bits; the EXIF
+    orientation not applied. All of this is what CLIP's usual pipelines do, and features depend on
+    it. Pillow's limit on huge images (decompression bombs) stays on.
+    Raises BadImage with the cause.
+    """
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise BadImage(_describe_image_error(error)) from error
+
+
+def _describe_image_error(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow can read"  # its own text holds a memory address
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the path, which differs between folder and shards
+    return f"{type(error).__name__}: {error}"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """A model's image preprocessing up to its uint8 pixels, or whole where that cannot be cut.
+
+    Called with an RGB image, gives a tensor (3, H, W): uint8 if `mean` and `std` are set (the
+    normalisation is left to the device, see Encoder.encode_images), else the model's own float32.
+    """
+
+    transform: Callable[[Image.Image], torch.Tensor]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.transform(image)
+
+
+def make_preprocess(transform: Any) -> Preprocess:
+    """Cut an evaluation transform that ends in to-tensor and normalise; keep any other whole."""
+    from torchvision import transforms
+
+    steps = list(getattr(transform, "transforms", ()))
+    kinds = (transforms.ToTensor, transforms.Normalize)
+    if len(steps) < 2 or not all(map(isinstance, steps[-2:], kinds)):
+        return Preprocess(transform)
+    pixels = transforms.Compose([*steps[:-2], transforms.PILToTensor()])
+    return Preprocess(pixels, tuple(steps[-1].mean), tuple(steps[-1].std))
+
+
+# ---------------------------------------------------------------------------------------------
+# Text towers
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CausalTextTower:
+    """A text transformer that may be given fewer tokens than its context without a change.
+
+    Attention is causal and the feature is read at the end token, which therefore never sees what
+    follows it: the padding after the longest text of a batch need not be computed.
+    """
+
+    module: torch.nn.Module
+    pool_type: str  # "argmax": the end token has the highest id; "eos": its id is eos_id
+    eos_id: int | None
+
+    def end(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Position of the end token in each row of tokens (B, L), as (B,) int64."""
+        if self.pool_type == "eos":
+            tokens = (tokens == self.eos_id).int()
+        return tokens.argmax(dim=-1)
+
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Features (B, D) of tokens (B, L) on the device, L up to the context length."""
+        tower, length = self.module, tokens.shape[1]
+        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]  # (B, L, W)
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+        x = tower.ln_final(x[range(len(x)), self.end(tokens)])  # (B, W)
+        if tower.text_projection is None:
+            return x
+        projection = tower.text_projection
+        return projection(x) if callable(projection) else x @ projection
+
+
+def find_causal_tower(model: torch.nn.Module) -> CausalTextTower | None:
+    """The model's text tower if it is causal and pooled at the end token, else None."""
+    tower = getattr(model, "text", model)
+    prefix = "" if tower is not model else "text_"  # CLIP holds its text tower unpacked
+    pool_type = getattr(tower, f"{prefix}pool_type", None)
+    causal = getattr(tower, "attn_mask", None) is not None
+    if (
+        not causal
+        or pool_type not in ("argmax", "eos")
+        or getattr(tower, "cls_emb", None) is not None
+    ):
+        return None
+    return CausalTextTower(tower, pool_type, getattr(tower, f"{prefix}eos_id", None))
+
+
+# ---------------------------------------------------------------------------------------------
+# Encoder
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded model that turns images and texts into features (float32, not L2-normalised).
+
+    dim: their dimension D; context_length: tokens a text may have; image_size: (H, W) in pixels;
+    identity: what tells this model from another, for the manifest; preprocess: see Preprocess,
+    picklable, for worker processes.
+    """
+
+    model: torch.nn.Module
+    tokenizer: Callable[..., torch.Tensor]
+    preprocess: Preprocess
+    identity: dict[str, Any]
+    device: torch.device
+    precision: str
+    dim: int
+    context_length: int
+    image_size: tuple[int, int]
+
+    def encode_images(self, batch: torch.Tensor) -> torch.Tensor:
+        """Features (B, D) float32 on the CPU of preprocessed images (B, 3, H, W) on the CPU."""
+        import torch
+
+        with self._inference():
+            pixels = batch.to(self.device, non_blocking=True)
+            if pixels.dtype == torch.uint8:
+                pixels = self._normalise(pixels)
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+            return self.model.encode_image(pixels, normalize=False).float().cpu()
+
+    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The rest of the model's preprocessing, bit for bit: uint8 -> float32, both (B, 3, H, W).
+
+        The constants are tensors on the device: CUDA divides by a number given from the CPU by
+        multiplying with its reciprocal, which is another value in the last bit.
+        """
+        import torch
+
+        mean, std, top = (
+            torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
+            for values in (self.preprocess.mean, self.preprocess.std, 255.0)
+        )
+        return (pixels.float() / top - mean) / std
+
+    def encode_texts(
+        self,
+        texts: Sequence[str],
+        batch_size: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Features (n, D) float32, a row for each of n texts; a text that recurs is encoded once.
+
+        progress is told after each batch how many of the n rows it has settled.
+        """
+        rows = _rows_by_value(texts)
+        features = np.empty((len(rows), self.dim), np.float32)
+        weights = np.array([len(where) for where in rows.values()])
+        for batch, values in self._encode_distinct(list(rows), batch_size):
+            features[batch] = values
+            if progress:
+                progress(int(weights[batch].sum()))
+        return features[_row_numbers(rows, len(texts))]
+
+    def encode_contextual_texts(
+        self,
+        texts: Sequence[str],
+        words: Sequence[str],
+        batch_size: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Contextual features (n, D) float32, a row for each of n texts.
+
+        The mean over the words of the unit-length features of "word text" and "text word". A text
+        that recurs is averaged once, a prompt that recurs (within CONTEXTS_AT_ONCE texts) is
+        encoded once. progress is told as in encode_texts.
+        """
+        rows = _rows_by_value(texts)
+        distinct = list(rows)
+        features = np.empty((len(distinct), self.dim), np.float32)
+        for start in range(0, len(distinct), CONTEXTS_AT_ONCE):
+            some = distinct[start : start + CONTEXTS_AT_ONCE]
+            settled = sum(len(rows[text]) for text in some)
+            report = _scale_progress(progress, settled)
+            features[start : start + len(some)] = self._average(some, words, batch_size, report)
+        return features[_row_numbers(rows, len(texts))]
+
+    def _average(
+        self,
+        texts: list[str],
+        words: Sequence[str],
+        batch_size: int,
+        progress: Callable[[float], None],
+    ) -> np.ndarray:
+        """Contextual features (n, D) of distinct texts, summed prompt by prompt."""
+        owners: dict[str, list[int]] = {}  # prompt -> the texts in whose averages it counts
+        for row, text in enumerate(texts):
+            for word in words:
+                owners.setdefault(f"{word} {text}", []).append(row)
+                owners.setdefault(f"{text} {word}", []).append(row)
+        prompts = list(owners)
+        sums = np.zeros((len(texts), self.dim), np.float64)
+        done = 0
+        for batch, values in self._encode_distinct(prompts, batch_size):
+            units = values / np.linalg.norm(values, axis=1, keepdims=True)
+            for position, unit in zip(batch, units, strict=True):
+                for row in owners[prompts[position]]:
+                    sums[row] += unit
+            done += len(batch)
+            progress(done / len(prompts))
+        return sums / (2 * len(words))
+
+    def _encode_distinct(
+        self, texts: list[str], batch_size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Encode texts in batches of similar length: positions (B,) and features (B, D) of each.
+
+        The batches follow from the list alone, so that a run done again gives the same bits.
+        """
+        import torch
+
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            tokens = self.tokenizer(texts[start : start + TEXTS_AT_ONCE])
+            lengths = self._lengths(tokens)
+            order = torch.argsort(lengths, stable=True)
+            for batch in order.split(batch_size):
+                length = int(lengths[batch].max())
+                yield start + batch.numpy(), self._encode_tokens(tokens[batch, :length])
+
+    def _lengths(self, tokens: torch.Tensor) -> torch.Tensor:
+        """How many tokens of each row (B, L) the feature depends on, (B,) int64."""
+        import torch
+
+        tower = find_causal_tower(self.model)
+        if tower is None:
+            return torch.full((len(tokens),), tokens.shape[1])
+        return tower.end(tokens) + 1
+
+    def _encode_tokens(self, tokens: torch.Tensor) -> np.ndarray:
+        """Features (B, D) float32 of tokens (B, L)."""
+        with self._inference():
+            tokens = tokens.to(self.device)
+            tower = find_causal_tower(self.model)
+            if tower is None:
+                features = self.model.encode_text(tokens, normalize=False)
+            else:
+                features = tower.encode(tokens)
+            return features.float().cpu().numpy()
+
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[None]:
+        import torch
+
+        name = PRECISIONS[self.precision]
+        dtype = getattr(torch, name) if name else None
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
+        ):
+            yield
+
+
+def _rows_by_value(texts: Sequence[str]) -> dict[str, list[int]]:
+    """The rows each distinct text stands in; texts in order of first occurrence."""
+    rows: dict[str, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows.setdefault(text, []).append(row)
+    return rows
+
+
+def _row_numbers(rows: dict[str, list[int]], count: int) -> np.ndarray:
+    """For each of `count` rows, the number of its distinct text."""
+    numbers = np.empty(count, np.int64)
+    for number, where in enumerate(rows.values()):
+        numbers[where] = number
+    return numbers
+
+
+def _scale_progress(progress: Callable[[int], None] | None, total: int) -> Callable[[float], None]:
+    """Turn a share done (0 to 1) into calls of progress whose numbers add up to total."""
+    told = 0
+
+    def report(share: float) -> None:
+        nonlocal told
+        now = int(share * total)
+        if progress and now > told:
+            progress(now - told)
+        told = now
+
+    return report
+
+
+# ---------------------------------------------------------------------------------------------
+# Loading
+# ---------------------------------------------------------------------------------------------
+
+
+def load_encoder(backbone: str, device: torch.device, precision: str = "fp32") -> Encoder:
+    """Load a backbone with its weights, preprocessing and tokenizer.
+
+    backbone: a name of BACKBONES or an open_clip spec (see find_backbone). precision: "fp32", or
+    "bf16" and "fp16" for autocast; the features are float32 in all three.
+    Raises UserError if there is no such model, or its files are neither here nor to be had.
+    """
+    import open_clip
+    import torch
+
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision}: choose among {', '.join(PRECISIONS)}")
+    spec = find_backbone(backbone)
+    model, transform, tokenizer = _load_model(backbone, spec)
+    config = open_clip.get_model_config(spec.model)
+    height, width = _as_pair(model.visual.image_size)
+    return Encoder(
+        model=model.eval().to(device=device, memory_format=torch.channels_last),
+        tokenizer=tokenizer,
+        preprocess=make_preprocess(transform),
+        identity=_identify(spec, model, config, tokenizer),
+        device=device,
+        precision=precision,
+        dim=config["embed_dim"],
+        context_length=tokenizer.context_length,
+        image_size=(height, width),
+    )
+
+
+def _load_model(backbone: str, spec: Backbone) -> tuple[torch.nn.Module, Any, Any]:
+    """The model on the CPU, its evaluation transform and its tokenizer."""
+    import open_clip
+
+    if spec.model.startswith(LOCAL_DIR):
+        _check_folder(backbone, Path(spec.model.removeprefix(LOCAL_DIR)))
+    try:
+        with _silence():
+            model, transform = open_clip.create_model_from_pretrained(spec.model, spec.pretrained)
+            return model, transform, open_clip.get_tokenizer(spec.model)
+    except Exception as error:  # the hub, the file and the architecture each raise their own
+        raise UserError(
+            f"--backbone {backbone}: {_name_files(spec)} could not be loaded "
+            f"({_first_words(error)}); {_loading_advice(spec)}"
+        ) from error
+
+
+def _check_folder(backbone: str, folder: Path) -> None:
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"--backbone {backbone}: no {folder / CONFIG_FILE}, an open_clip model")
+    if not any(path.suffix in WEIGHT_SUFFIXES for path in folder.iterdir()):
+        wanted = f"open_clip_model{WEIGHT_SUFFIXES[0]}"
+        raise UserError(f"--backbone {backbone}: no weights in {folder} ({wanted} is expected)")
+
+
+def _name_files(spec: Backbone) -> str:
+    import open_clip
+
+    if spec.pretrained is None:
+        return f"the model {spec.model}"
+    weights = open_clip.get_pretrained_cfg(spec.model, spec.pretrained)
+    source = f"{HF_HUB}{weights['hf_hub']}" if weights.get("hf_hub") else weights.get("url")
+    return f"the weights {spec.pretrained} of {spec.model} ({source})"
+
+
+def _loading_advice(spec: Backbone) -> str:
+    if spec.model.startswith(LOCAL_DIR):
+        return "the folder must hold an open_clip configuration and the weights that fit it"
+    return (
+        "run it once where the network reaches the Hugging Face Hub, or copy the Hub's cache from "
+        "such a machine (HF_HOME says where it lies; HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE "
+        "keep their meaning)"
+    )
+
+
+def _first_words(error: Exception, limit: int = 200) -> str:
+    """An error's text on one line, cut to `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Hold back the log lines that open_clip and the hub write before they raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+# ---------------------------------------------------------------------------------------------
+# Identity
+# ---------------------------------------------------------------------------------------------
+
+
+def _identify(spec: Backbone, model: torch.nn.Module, config: dict, tokenizer: Any) -> dict:
+    """What decides whether two sets of features come from one model: the manifest's "model".
+
+    A folder is known by the hash of its weights and configuration and not by its path, so that a
+    copied or renamed one is the same model.
+    """
+    local = spec.model.startswith(LOCAL_DIR)
+    builtin = spec.pretrained is not None
+    pixels = model.visual.preprocess_cfg
+    return {
+        "model": LOCAL_DIR.rstrip(":") if local else spec.model,
+        "pretrained": spec.pretrained,
+        "activation": _find_activation(model),
+        "embed_dim": config["embed_dim"],
+        "context_length": tokenizer.context_length,
+        "tokenizer": config["text_cfg"].get("hf_tokenizer_name") or type(tokenizer).__name__,
+        "image_size": _square(model.visual.image_size),
+        "mean": list(pixels["mean"]),
+        "std": list(pixels["std"]),
+        "interpolation": pixels["interpolation"],
+        "resize_mode": pixels["resize_mode"],
+        "config_sha256": None if builtin else _hash_config(config),
+        "weights_sha256": None if builtin else _hash_weights(model),
+    }
+
+
+def _find_activation(model: torch.nn.Module) -> str:
+    """The activation functions a model was built with: "QuickGELU", "GELU", "QuickGELU+ReLU"."""
+    names = set()
+    for module in model.modules():
+        name = type(module).__name__
+        if re.search("GELU|ReLU|SiLU", name):
+            kind = getattr(module, "approximate", "none")
+            names.add(name if kind == "none" else f"{name}({kind})")
+    return "+".join(sorted(names))
+
+
+def _as_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _square(size: int | Sequence[int]) -> int | list[int]:
+    """An image size as one number if both sides are equal."""
+    height, width = _as_pair(size)
+    return height if height == width else [height, width]
+
+
+def _hash_config(config: dict) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _hash_weights(model: torch.nn.Module) -> str:
+    """SHA-256 over the names, shapes and bytes of a model's tensors, whatever file they lay in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()

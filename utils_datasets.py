@@ -1,0 +1,276 @@
+"""Data sets on disk: annotations, images in folders, images inside tar shards.
+
+    ROOT/query_files.csv                      the folder layout: rows image_path,text,instance
+    ROOT/database_files.csv
+    ROOT/annotations/{query,database}_files.csv            the same files, beside shards
+    ROOT/webdataset/{query,database}/{split}-NNNNNN.tar    the shards
+
+ROOT is {data_dir}/NAME, or any folder of one's own.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils import UserError, sha256_file
+
+SPLITS = ("query", "database")
+COLUMNS = ("image_path", "text", "instance")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+# Where the annotations may lie under a data set's root, the usual place first.
+ANNOTATION_PLACES = {
+    "folder": ("", "annotations"),
+    "wds": ("annotations", "webdataset/annotations", ""),
+}
+
+# The command that brings a data set that is not there.
+HOW_TO_GET = {
+    "icir": "python3 data/download.py icir",
+    "tiny": "python3 data/tiny/make_split.py",
+}
+
+# Folder names that features/{backbone}/ needs for itself.
+RESERVED_NAMES = ("corpus", "mean", "synthetic")
+
+
+# ---------------------------------------------------------------------------------------------
+# Data sets
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: the name its features and results go by, and the folder that holds it."""
+
+    name: str
+    root: Path
+
+
+def find_dataset(dataset: str, data_dir: str | Path) -> Dataset:
+    """The data set of that name under data_dir or, failing that, the folder of that path.
+
+    Raises UserError if there is neither, listing what exists and how to get the rest.
+    """
+    named = Path(data_dir) / dataset
+    for root in (named, Path(dataset)):
+        if dataset and root.is_dir():
+            return Dataset(_dataset_name(root), root)
+    found = ", ".join(list_datasets(data_dir)) or "none"
+    raise UserError(
+        f"no data set {dataset!r}: neither {named} nor {dataset} is a folder "
+        f"(data sets under {data_dir}: {found}); {_advice(dataset)}"
+    )
+
+
+def list_datasets(data_dir: str | Path) -> list[str]:
+    """Names of the folders under data_dir that hold annotations, sorted."""
+    folders = Path(data_dir).iterdir() if Path(data_dir).is_dir() else ()
+    places = {place for source in ANNOTATION_PLACES.values() for place in source}
+    return sorted(
+        folder.name
+        for folder in folders
+        if any((folder / place / "query_files.csv").is_file() for place in places)
+    )
+
+
+def _dataset_name(root: Path) -> str:
+    name = os.path.basename(os.path.abspath(root))
+    if name in RESERVED_NAMES:
+        raise UserError(
+            f"{root}: a data set cannot be called {name!r}, that name is taken under features/; "
+            "rename the folder"
+        )
+    return name
+
+
+def _advice(name: str) -> str:
+    if name in HOW_TO_GET:
+        return f"get it with `{HOW_TO_GET[name]}`"
+    return "a data set is a folder with query_files.csv and database_files.csv (see README.md)"
+
+
+# ---------------------------------------------------------------------------------------------
+# Annotations
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The rows of one split in annotation order: image_paths[i], texts[i], instances[i] are row i.
+
+    path, sha256: the file they come from. A text may be empty in the database (a negative without
+    one); an image path may occur in several rows.
+    """
+
+    split: str
+    path: Path
+    sha256: str
+    image_paths: list[str]
+    texts: list[str]
+    instances: list[str]
+
+
+def read_annotation(dataset: Dataset, split: str, source: str) -> Annotation:
+    """Read the annotation of one split ("query" or "database") for a source, "folder" or "wds".
+
+    Raises UserError, naming file and row, if the file is absent, empty, not UTF-8, or has a row
+    that is not image_path,text,instance.
+    """
+    path = _find_annotation(dataset, split, source)
+    rows = list(_read_rows(path, split))
+    if not rows:
+        raise UserError(f"{path} is empty: rows {','.join(COLUMNS)} are expected")
+    image_paths, texts, instances = (list(column) for column in zip(*rows, strict=True))
+    return Annotation(split, path, sha256_file(path), image_paths, texts, instances)
+
+
+def _find_annotation(dataset: Dataset, split: str, source: str) -> Path:
+    places = [dataset.root / place for place in ANNOTATION_PLACES[source]]
+    for place in places:
+        if (place / f"{split}_files.csv").is_file():
+            return place / f"{split}_files.csv"
+    looked = " or ".join(str(place) for place in places)
+    raise UserError(f"no {split}_files.csv in {looked}; {_advice(dataset.name)}")
+
+
+def _read_rows(path: Path, split: str) -> Iterator[list[str]]:
+    """Give the checked rows of an annotation file; blank lines are passed over."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        number = 0
+        try:
+            for number, row in enumerate(reader, 1):
+                if row:
+                    _check_row(row, f"{path}, row {number}", split)
+                    yield row
+        except csv.Error as error:
+            raise UserError(f"{path}, row {number + 1}: not CSV ({error})") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from None
+
+
+def _check_row(row: list[str], where: str, split: str) -> None:
+    columns = ",".join(COLUMNS)
+    if len(row) != len(COLUMNS):
+        raise UserError(
+            f"{where}: {len(row)} columns where {len(COLUMNS)} are expected ({columns}); "
+            "put double quotes around a value that holds a comma"
+        )
+    if tuple(row) == COLUMNS:
+        raise UserError(f"{where}: the file takes no header line; remove it")
+    image_path, text, instance = row
+    if not image_path or not instance:
+        raise UserError(f"{where}: the image path and the instance must not be empty ({columns})")
+    if split == "query" and not text:
+        raise UserError(f"{where}: a query needs a text ({columns})")
+
+
+# ---------------------------------------------------------------------------------------------
+# Images
+# ---------------------------------------------------------------------------------------------
+
+
+def find_image(dataset: Dataset, image_path: str) -> Path:
+    """The file of an annotated image, relative to the data set's root or to the root's parent.
+
+    Raises FileNotFoundError if it is in neither place.
+    """
+    for base in (dataset.root, Path(os.path.abspath(dataset.root)).parent):
+        if (base / image_path).is_file():
+            return base / image_path
+    raise FileNotFoundError(f"{image_path} is neither under {dataset.root} nor under its parent")
+
+
+def relative_image_path(dataset: Dataset, image_path: str) -> str:
+    """An annotated path without the leading folder of the data set, which either form may have."""
+    return image_path.removeprefix("./").removeprefix(f"{dataset.name}/")
+
+
+def list_shards(dataset: Dataset, split: str) -> list[Path]:
+    """The tar shards of one split, in the order of their numbers.
+
+    Raises UserError if there is none, or if the numbering has a gap.
+    """
+    folder = dataset.root / "webdataset" / split
+    pattern = re.compile(rf"{split}-(\d+)\.tar")
+    files = folder.iterdir() if folder.is_dir() else ()
+    shards = {int(match[1]): path for path in files if (match := pattern.fullmatch(path.name))}
+    if not shards:
+        raise UserError(f"no {split}-NNNNNN.tar in {folder}; {_advice(dataset.name)}")
+    first = min(1, *shards)  # numbering starts at 0 or 1
+    missing = sorted(set(range(first, max(shards))) - set(shards))
+    if missing:
+        names = ", ".join(f"{split}-{number:06d}.tar" for number in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise UserError(f"missing shards in {folder}: {names}{more}; {_advice(dataset.name)}")
+    return [shards[number] for number in sorted(shards)]
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """Random access to the images of a data set, wherever they lie.
+
+    The places of the images inside the shards are read from the tar headers when a split is first
+    asked for, once per process.
+    """
+
+    dataset: Dataset
+    _places: dict[str, dict[str, tuple[Path, int, int]]] = field(default_factory=dict, repr=False)
+
+    def read(self, split: str, image_path: str) -> bytes:
+        """The encoded bytes of an annotated image.
+
+        Raises FileNotFoundError if neither the folder nor the shards hold it.
+        """
+        try:
+            return find_image(self.dataset, image_path).read_bytes()
+        except FileNotFoundError:
+            shard, offset, size = self._find_in_shards(split, image_path)
+        with open(shard, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def _find_in_shards(self, split: str, image_path: str) -> tuple[Path, int, int]:
+        if split not in self._places:
+            self._places[split] = _index_shards(self.dataset, split)
+        relative = relative_image_path(self.dataset, image_path)
+        if relative not in self._places[split]:
+            raise FileNotFoundError(
+                f"{image_path} is neither a file of {self.dataset.root} nor in its {split} shards"
+            )
+        return self._places[split][relative]
+
+
+def _index_shards(dataset: Dataset, split: str) -> dict[str, tuple[Path, int, int]]:
+    """Where each image of a split lies: relative image path -> shard, offset and size in bytes."""
+    folder = dataset.root / "webdataset" / split
+    index = {}
+    for shard in list_shards(dataset, split) if folder.is_dir() else ():
+        for image_path, offset, size in _read_places(shard):
+            index.setdefault(relative_image_path(dataset, image_path), (shard, offset, size))
+    return index
+
+
+def _read_places(shard: Path) -> Iterator[tuple[str, int, int]]:
+    """The image path, offset and size of every sample of a shard (image and json members)."""
+    paths, places = {}, {}
+    with tarfile.open(shard, "r:") as tar:
+        for member in tar:
+            folder, _, name = member.name.rpartition("/")
+            stem, _, extension = name.partition(".")  # as webdataset splits a member's name
+            key = (folder, stem)
+            if extension.lower() == "json":
+                paths[key] = json.load(tar.extractfile(member))["img_path"]
+            elif f".{extension.lower()}" in IMAGE_SUFFIXES:
+                places[key] = (member.offset_data, member.size)
+    for key, image_path in paths.items():
+        if key in places:
+            yield image_path, *places[key]
