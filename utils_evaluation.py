@@ -1,0 +1,307 @@
+"""One pass over a data set: gallery blocks to ranks of the positives, for any number of runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from utils import UserError, average_precision, positive_ranks, summarise
+from utils_retrieval import METHODS, Assets, Gallery, Parameters, Queries, unit_rows
+from utils_storage import ArrayRows, Features, MappedRows
+
+if TYPE_CHECKING:
+    import torch
+
+PINNED_BYTES = 256 << 20  # size of each of the two buffers through which rows go to the GPU
+
+
+# ---------------------------------------------------------------------------------------------
+# Gallery blocks
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """A gallery and the composed queries that search it: in i-CIR, one instance.
+
+    queries: int64 (q,), rows of the query table. rows: the database rows, a slice where they are
+    contiguous, else increasing int64 (n,). positive_query, positive_row: int64 (p,), the positives
+    as indices into queries and into rows, sorted by query, then row.
+    """
+
+    name: str
+    queries: np.ndarray
+    rows: slice | np.ndarray
+    positive_query: np.ndarray
+    positive_row: np.ndarray
+
+    def database_rows(self, positions: np.ndarray) -> np.ndarray:
+        """Positions in the block as rows of the database; -1 stays -1."""
+        if isinstance(self.rows, slice):
+            return np.where(positions < 0, -1, positions + self.rows.start)
+        return np.where(positions < 0, -1, self.rows[positions])
+
+    def __len__(self) -> int:
+        is_slice = isinstance(self.rows, slice)
+        return self.rows.stop - self.rows.start if is_slice else len(self.rows)
+
+
+def instance_blocks(queries: pd.DataFrame, labels: pd.DataFrame) -> list[Block]:
+    """One block per instance with queries; a row is positive if instance and text are both equal.
+
+    queries: str columns text, instance; labels: the same, categorical, for the database.
+    Raises UserError for an instance that has queries but no database rows.
+    """
+    instances, texts = labels["instance"].cat, labels["text"].cat
+    by_instance = np.argsort(instances.codes.to_numpy(), kind="stable")
+    size = np.bincount(instances.codes, minlength=len(instances.categories))
+    start = np.cumsum(size) - size
+    row_text = texts.codes.to_numpy()
+    query_text = texts.categories.get_indexer(queries["text"])
+    blocks = []
+    for name, members in queries.groupby("instance", sort=False).indices.items():
+        code = instances.categories.get_indexer([name])[0]
+        if code < 0 or not size[code]:
+            raise UserError(
+                f"query row {members[0] + 1}: the instance {name!r} has queries but no database "
+                "rows; add rows to database_files.csv or remove its queries, and extract again"
+            )
+        rows = by_instance[start[code] : start[code] + size[code]]
+        positive = np.nonzero(query_text[members][:, None] == row_text[rows][None])
+        contiguous = rows[-1] - rows[0] + 1 == len(rows)
+        rows = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
+        blocks.append(Block(str(name), members, rows, *positive))
+    return blocks
+
+
+def stream_blocks(
+    database: MappedRows | ArrayRows, blocks: Sequence[Block], device: torch.device
+) -> Iterator[tuple[Block, torch.Tensor]]:
+    """Each block with its raw rows (n, D) on the device, every row read once.
+
+    On the CPU the rows are the mapped file itself. To CUDA they go through two pinned buffers, so
+    that one is filled while the other is copied and searched.
+    """
+    import torch
+
+    if device.type == "cpu":
+        for block in blocks:
+            yield block, torch.from_numpy(database.read(block.rows))
+        return
+    dtype = torch.float16 if database.dtype == np.float16 else torch.float32
+    row_bytes = database.dtype.itemsize * database.shape[1]
+    groups = _groups(blocks, PINNED_BYTES // row_bytes)
+    most = max(sum(map(len, group)) for group in groups)
+    pinned = [torch.empty(most, database.shape[1], dtype=dtype, pin_memory=True) for _ in range(2)]
+    copied = [torch.cuda.Event() for _ in pinned]
+    for turn, group in enumerate(groups):
+        buffer, event = pinned[turn % 2], copied[turn % 2]
+        event.synchronize()
+        sizes = [len(block) for block in group]
+        for block, target in zip(group, buffer.split([*sizes, most - sum(sizes)]), strict=False):
+            np.copyto(target.numpy(), database.read(block.rows))
+        rows = buffer[: sum(sizes)].to(device, non_blocking=True)
+        event.record()
+        yield from zip(group, rows.split(sizes), strict=True)
+
+
+def _groups(blocks: Sequence[Block], most: int) -> list[list[Block]]:
+    """Blocks in order, in groups of at most that many rows (a larger block is its own group)."""
+    groups: list[list[Block]] = []
+    room = 0
+    for block in blocks:
+        if not groups or len(block) > room:
+            groups.append([])
+            room = most
+        groups[-1].append(block)
+        room -= len(block)
+    return groups
+
+
+# ---------------------------------------------------------------------------------------------
+# Evaluation
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Positives:
+    """The positives of all queries: int64 (P,) each, sorted by query, then database row."""
+
+    query: np.ndarray
+    row: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one run of a method over a data set yields.
+
+    ranks: int64 (P,), 0-based, of the positives. ap: float64 (Q,). tied: bool (Q,), a positive ties
+    with a negative. top_rows: int64 (Q, K) database rows, best first, -1 past the end of a small
+    block; top_scores: float32 (Q, K). seconds: of the pass, which all its runs share.
+    """
+
+    method: str
+    parameters: Parameters
+    instance: np.ndarray
+    positives: Positives
+    ranks: np.ndarray
+    ap: np.ndarray
+    tied: np.ndarray
+    top_rows: np.ndarray
+    top_scores: np.ndarray
+    seconds: float
+
+    def means(self) -> dict[str, float]:
+        """mAP, mmAP, minmAP in percent."""
+        return summarise(self.ap, self.instance)
+
+    @property
+    def positive_count(self) -> np.ndarray:
+        """How many positives each query has, int64 (Q,)."""
+        return np.bincount(self.positives.query, minlength=len(self.ap))
+
+
+class _Collector:
+    """Gathers one run's ranks block by block, on the device until the end."""
+
+    def __init__(self, top_k: int):
+        self.top_k = top_k
+        self.ranks, self.tied, self.top = [], [], []
+
+    def add(self, scores: torch.Tensor, positive: tuple, ties: str) -> None:
+        ranks, tied = positive_ranks(scores, *positive, ties=ties)
+        self.ranks.append(ranks)
+        self.tied.append(tied)
+        if self.top_k:
+            ordered = scores.sort(dim=1, descending=True, stable=True)
+            self.top.append([part[:, : self.top_k].cpu().numpy() for part in ordered])
+
+
+def evaluate(
+    features: Features,
+    runs: Sequence[tuple[str, Parameters]],
+    assets: Assets,
+    device: torch.device,
+    ties: str = "row",
+    top_k: int = 0,
+    progress=lambda blocks: blocks,
+) -> list[Evaluation]:
+    """Run methods over a data set in one pass; each is (name in METHODS, parameters).
+
+    assets: on the device. ties: see positive_ranks. top_k: how many best rows to keep per query.
+    progress: wraps the list of blocks (tqdm). Raises UserError for an instance without database
+    rows, and for a database row that is zero, infinite or NaN.
+    """
+    import torch
+
+    start = time.perf_counter()
+    blocks = instance_blocks(features.queries, features.labels)
+    queries = _queries(features, device)
+    collectors = [_Collector(top_k) for _ in runs]
+    prepared = list(_by_method(runs, assets))
+    with torch.inference_mode():
+        for block, raw in stream_blocks(features.database, progress(blocks), device):
+            gallery = Gallery.of(raw)
+            _check_rows(gallery, block, features)
+            own = _select(queries, torch.from_numpy(block.queries).to(device))
+            positive = tuple(
+                torch.from_numpy(index).to(device)
+                for index in (block.positive_query, block.positive_row)
+            )
+            for method, points, numbers in prepared:
+                matrices = METHODS[method].scores(own, gallery, points)
+                for number, scores in zip(numbers, matrices, strict=True):
+                    collectors[number].add(scores, positive, ties)
+    positives, order = _positives(blocks)
+    evaluations = []
+    for (method, parameters), collector in zip(runs, collectors, strict=True):
+        ranks, tied = (
+            torch.cat(part).cpu().numpy()[order] for part in (collector.ranks, collector.tied)
+        )
+        count = len(features.queries)
+        top_rows, top_scores = _top(blocks, collector.top, count, top_k)
+        evaluations.append(
+            Evaluation(
+                method=method,
+                parameters=parameters,
+                instance=features.queries["instance"].to_numpy(),
+                positives=positives,
+                ranks=ranks,
+                ap=average_precision(ranks, positives.query, count),
+                tied=np.bincount(positives.query[tied], minlength=count) > 0,
+                top_rows=top_rows,
+                top_scores=top_scores,
+                seconds=time.perf_counter() - start,
+            )
+        )
+    return evaluations
+
+
+def _by_method(runs: Sequence[tuple[str, Parameters]], assets: Assets):
+    """For each method its prepared points and the numbers of their runs.
+
+    Runs that differ late in the table of parameters lie side by side and so share most.
+    """
+    for method in dict.fromkeys(name for name, _ in runs):
+        numbers = [number for number, (name, _) in enumerate(runs) if name == method]
+        parameters = [runs[number][1] for number in numbers]
+        yield method, METHODS[method].prepare(parameters, assets), numbers
+
+
+def _queries(features: Features, device: torch.device) -> Queries:
+    import torch
+
+    def unit(array: np.ndarray | None, name: str) -> torch.Tensor | None:
+        if array is None:
+            return None
+        rows = unit_rows(torch.from_numpy(array).to(device))
+        bad = (~rows.isfinite().all(1)).nonzero()
+        if len(bad):
+            raise UserError(
+                f"{features.source.parent}: the {name} features of query row {int(bad[0]) + 1} "
+                "are zero or not finite; extract them again"
+            )
+        return rows
+
+    return Queries(
+        unit(features.query_image, "image"),
+        unit(features.query_text, "text"),
+        unit(features.query_context_text, "contextualised text"),
+    )
+
+
+def _select(queries: Queries, rows: torch.Tensor) -> Queries:
+    parts = (queries.image, queries.text, queries.context_text)
+    return Queries(*(None if part is None else part[rows] for part in parts))
+
+
+def _check_rows(gallery: Gallery, block: Block, features: Features) -> None:
+    usable = (gallery.length > 0) & gallery.length.isfinite()
+    if not usable.all():
+        row = block.database_rows((~usable).nonzero()[0].cpu().numpy())[0]
+        raise UserError(
+            f"{features.database.path}: row {row + 1} is zero or not finite; extract it again"
+        )
+
+
+def _positives(blocks: Sequence[Block]) -> tuple[Positives, np.ndarray]:
+    """All positives in query order, and the order that brings the blocks' to it."""
+    query = np.concatenate([block.queries[block.positive_query] for block in blocks])
+    row = np.concatenate([block.database_rows(block.positive_row) for block in blocks])
+    order = np.lexsort((row, query))
+    return Positives(query[order], row[order]), order
+
+
+def _top(blocks: Sequence[Block], top: list, queries: int, k: int):
+    """Top rows int64 (Q, K) and scores float32 (Q, K) from the blocks' (scores, positions)."""
+    rows = np.full((queries, k), -1, dtype=np.int64)
+    scores = np.full((queries, k), -np.inf, dtype=np.float32)
+    for block, (value, position) in zip(blocks, top, strict=bool(k)):
+        rows[block.queries, : position.shape[1]] = block.database_rows(position)
+        scores[block.queries, : value.shape[1]] = value
+    return rows, scores
