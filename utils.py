@@ -5,11 +5,13 @@ torch is imported inside the functions that need it, so that `--help` answers at
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -42,6 +44,25 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def add_flag(parser: argparse._ActionsContainer, name: str, **options) -> None:
+    """Add --a_flag, also accepted as --a-flag; its value is found under a_flag."""
+    dashed = name.replace("_", "-")
+    spellings = dict.fromkeys((f"--{name}", f"--{dashed}"))
+    parser.add_argument(*spellings, dest=name, **options)
+
+
+def code_version() -> str | None:
+    """The commit of this toolkit, "-dirty" if changed since, or None outside a git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
 
 
 # ---------------------------------------------------------------------------------------------

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from utils import UserError, average_precision, positive_ranks, summarise
-from utils_retrieval import METHODS, Assets, Gallery, Parameters, Queries, unit_rows
+from utils_retrieval import METHODS, Assets, Gallery, Queries, unit_rows
+from utils_runs import Run
 from utils_storage import ArrayRows, Features, MappedRows
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def instance_blocks(queries: pd.DataFrame, labels: pd.DataFrame) -> list[Block]:
     start = np.cumsum(size) - size
     row_text = texts.codes.to_numpy()
     query_text = texts.categories.get_indexer(queries["text"])
-    blocks = []
+    blocks: list[Block] = []
     for name, members in queries.groupby("instance", sort=False).indices.items():
         code = instances.categories.get_indexer([name])[0]
         if code < 0 or not size[code]:
@@ -145,8 +147,8 @@ class Evaluation:
     block; top_scores: float32 (Q, K). seconds: of the pass, which all its runs share.
     """
 
-    method: str
-    parameters: Parameters
+    run: Run
+    backbone: str
     instance: np.ndarray
     positives: Positives
     ranks: np.ndarray
@@ -161,9 +163,37 @@ class Evaluation:
         return summarise(self.ap, self.instance)
 
     @property
+    def method(self) -> str:
+        return self.run.method
+
+    @property
+    def variant(self) -> str:
+        return self.run.variant
+
+    @property
+    def config(self) -> dict[str, str]:
+        """The parameters that the method reads, by name."""
+        reads = METHODS[self.method].reads
+        return {name: f"{getattr(self.run.parameters, name)}" for name in reads}
+
+    @property
     def positive_count(self) -> np.ndarray:
         """How many positives each query has, int64 (Q,)."""
         return np.bincount(self.positives.query, minlength=len(self.ap))
+
+    @cached_property
+    def positive_ranks(self) -> list[np.ndarray]:
+        """For each query the 0-based ranks of its positives, int64, rising."""
+        return self._by_query(self.ranks)
+
+    @cached_property
+    def positive_rows(self) -> list[np.ndarray]:
+        """For each query the database rows of its positives, int64, in the order of their ranks."""
+        return self._by_query(self.positives.row)
+
+    def _by_query(self, values: np.ndarray) -> list[np.ndarray]:
+        order = np.lexsort((self.ranks, self.positives.query))
+        return np.split(values[order], np.cumsum(self.positive_count)[:-1])
 
 
 class _Collector:
@@ -184,14 +214,14 @@ class _Collector:
 
 def evaluate(
     features: Features,
-    runs: Sequence[tuple[str, Parameters]],
+    runs: Sequence[Run],
     assets: Assets,
     device: torch.device,
     ties: str = "row",
     top_k: int = 0,
     progress=lambda blocks: blocks,
 ) -> list[Evaluation]:
-    """Run methods over a data set in one pass; each is (name in METHODS, parameters).
+    """Run methods over a data set in one pass.
 
     assets: on the device. ties: see positive_ranks. top_k: how many best rows to keep per query.
     progress: wraps the list of blocks (tqdm). Raises UserError for an instance without database
@@ -219,7 +249,7 @@ def evaluate(
                     collectors[number].add(scores, positive, ties)
     positives, order = _positives(blocks)
     evaluations = []
-    for (method, parameters), collector in zip(runs, collectors, strict=True):
+    for run, collector in zip(runs, collectors, strict=True):
         ranks, tied = (
             torch.cat(part).cpu().numpy()[order] for part in (collector.ranks, collector.tied)
         )
@@ -227,8 +257,8 @@ def evaluate(
         top_rows, top_scores = _top(blocks, collector.top, count, top_k)
         evaluations.append(
             Evaluation(
-                method=method,
-                parameters=parameters,
+                run=run,
+                backbone=features.backbone,
                 instance=features.queries["instance"].to_numpy(),
                 positives=positives,
                 ranks=ranks,
@@ -242,14 +272,11 @@ def evaluate(
     return evaluations
 
 
-def _by_method(runs: Sequence[tuple[str, Parameters]], assets: Assets):
-    """For each method its prepared points and the numbers of their runs.
-
-    Runs that differ late in the table of parameters lie side by side and so share most.
-    """
-    for method in dict.fromkeys(name for name, _ in runs):
-        numbers = [number for number, (name, _) in enumerate(runs) if name == method]
-        parameters = [runs[number][1] for number in numbers]
+def _by_method(runs: Sequence[Run], assets: Assets):
+    """For each method its prepared points and the numbers of their runs."""
+    for method in dict.fromkeys(run.method for run in runs):
+        numbers = [number for number, run in enumerate(runs) if run.method == method]
+        parameters = [runs[number].parameters for number in numbers]
         yield method, METHODS[method].prepare(parameters, assets), numbers
 
 

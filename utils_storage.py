@@ -201,6 +201,8 @@ class Features:
     source: the file that says what these features are; manifest: its content, None for pickles.
     """
 
+    backbone: str
+    dataset: str
     queries: pd.DataFrame
     labels: pd.DataFrame
     query_image: np.ndarray
@@ -228,9 +230,9 @@ def load_features(features_dir: str | Path, backbone: str, dataset: str) -> Feat
     folder = features_folder(features_dir, backbone, dataset)
     pickles = [folder / f"{split}_{dataset}_features.pkl" for split in ("query", "database")]
     if (folder / "manifest.json").exists():
-        features = _load_native(folder)
+        features = Features(backbone, dataset, **_load_native(folder))
     elif all(path.exists() for path in pickles):
-        features = _load_reference(*pickles)
+        features = Features(backbone, dataset, **_load_reference(*pickles))
     else:
         unfinished = folder.is_dir() and any(folder.iterdir())
         raise UserError(
@@ -242,35 +244,35 @@ def load_features(features_dir: str | Path, backbone: str, dataset: str) -> Feat
     return features
 
 
-def _load_native(folder: Path) -> Features:
+def _load_native(folder: Path) -> dict:
     context = folder / "query_context_text.npy"
-    return Features(
-        queries=_read_table(folder / "query.csv", LABELS, "str"),
-        labels=_read_table(folder / "database.csv", ["text", "instance"], "category"),
-        query_image=_read_array(folder / "query_image.npy"),
-        query_text=_read_array(folder / "query_text.npy"),
-        query_context_text=_read_array(context) if context.exists() else None,
-        database=MappedRows(folder / "database_image.npy"),
-        source=folder / "manifest.json",
-        manifest=read_json(folder / "manifest.json"),
-    )
+    return {
+        "queries": _read_table(folder / "query.csv", LABELS, "str"),
+        "labels": _read_table(folder / "database.csv", ["text", "instance"], "category"),
+        "query_image": _read_array(folder / "query_image.npy"),
+        "query_text": _read_array(folder / "query_text.npy"),
+        "query_context_text": _read_array(context) if context.exists() else None,
+        "database": MappedRows(folder / "database_image.npy"),
+        "source": folder / "manifest.json",
+        "manifest": read_json(folder / "manifest.json"),
+    }
 
 
-def _load_reference(query_path: Path, database_path: Path) -> Features:
+def _load_reference(query_path: Path, database_path: Path) -> dict:
     query, database = load_pickle(query_path), load_pickle(database_path)
     has_context = query.get("context_text_feats") is not None
-    return Features(
-        queries=_pickled_table(query, query_path),
-        labels=_pickled_table(database, database_path)[["text", "instance"]].astype("category"),
-        query_image=_pickled(query, "image_feats", query_path),
-        query_text=_pickled(query, "text_feats", query_path),
-        query_context_text=(
+    return {
+        "queries": _pickled_table(query, query_path),
+        "labels": _pickled_table(database, database_path)[["text", "instance"]].astype("category"),
+        "query_image": _pickled(query, "image_feats", query_path),
+        "query_text": _pickled(query, "text_feats", query_path),
+        "query_context_text": (
             _pickled(query, "context_text_feats", query_path) if has_context else None
         ),
-        database=ArrayRows(database_path, _pickled(database, "image_feats", database_path)),
-        source=query_path,
-        manifest=None,
-    )
+        "database": ArrayRows(database_path, _pickled(database, "image_feats", database_path)),
+        "source": query_path,
+        "manifest": None,
+    }
 
 
 def _pickled_table(content: dict, path: Path) -> pd.DataFrame:

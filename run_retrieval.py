@@ -1,0 +1,481 @@
+#!/usr/bin/env python3
+"""Rank a data set's database for its composed queries, from features on disk to mAP tables.
+
+The usual run: python3 run_retrieval.py --dataset icir --backbone clip --method basic --use_preset
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils import TIE_RULES, UserError, add_flag, code_version, run_command, select_device
+from utils_retrieval import METHODS, Parameters
+from utils_runs import (
+    DEFAULTS,
+    Run,
+    ablation_points,
+    check_effects,
+    name_variant,
+    parse_axis,
+    settle_parameters,
+    sweep_points,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from utils_evaluation import Evaluation
+    from utils_retrieval import Assets
+    from utils_storage import Features
+
+REPORT_TOP_K = 10
+
+PARAMETER_HELP = {
+    "contextualize": "use the contextualised query texts (text, sum, product, basic)",
+    "fusion_weight": "sum: (1 - w) image + w text",
+    "standardize_features": "subtract the image mean and the text mean",
+    "use_laion_mean": "take the backbone's stored image mean, not each database's own",
+    "project_features": "project the query image on the contrastive PCA",
+    "specified_corpus": "positive corpus: what to keep, and the text mean",
+    "specified_ncorpus": "negative corpus: what to suppress",
+    "aa": "alpha, weight of the negative corpus in the contrastive PCA, 0 to 1",
+    "num_principal_components_for_projection": "components to keep; below 1, the share of energy",
+    "do_query_expansion": "add the nearest database images to the query image",
+    "qe_k": "images added by query expansion",
+    "normalize_similarities": "rescale both similarities by the normalisation features",
+    "normalize_text_by": "the minimum that divides the text similarity: image (as the published "
+    "figures) or text (as the paper's text)",
+    "harris_lambda": "lambda of the Harris fusion",
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser. A method's parameters appear in its result only if they were given."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_argument_group("what to run")
+    add_flag(what, "dataset", default="icir", help="name or folder of the data set (default: icir)")
+    add_flag(what, "backbone", default="clip", help="whose features to read (default: clip)")
+    add_flag(
+        what,
+        "method",
+        default="basic",
+        choices=[*METHODS, "all"],
+        help="the method, or all of them on one load of the features (default: basic)",
+    )
+    add_flag(
+        what,
+        "use_preset",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="start from the published settings of the method; flags given win (default: off)",
+    )
+    add_flag(what, "gpu", type=int, default=0, help="CUDA device, -1 for the CPU (default: 0)")
+
+    where = parser.add_argument_group("where things are")
+    folders = {
+        "features_dir": "features of data sets and corpora",
+        "data_dir": "data sets and image means",
+        "results_dir": "where results go",
+    }
+    for name, text in folders.items():
+        default = name.removesuffix("_dir")
+        add_flag(where, name, type=Path, default=Path(default), help=f"{text} (default: {default})")
+    add_flag(
+        where,
+        "path_to_synthetic_data",
+        type=Path,
+        help="folder of the normalisation features (default: the backbone's, ./synthetic_data)",
+    )
+
+    parameters = parser.add_argument_group("parameters of the methods (basic, unless said)")
+    for name, default in asdict(DEFAULTS).items():
+        _add_parameter(parameters, name, default)
+
+    output = parser.add_argument_group("output")
+    add_flag(
+        output,
+        "ties",
+        choices=TIE_RULES,
+        default="row",
+        help="equal scores rank in database order, or positives first / last (default: row)",
+    )
+    add_flag(
+        output, "top_k", type=int, default=0, help="also write the K best images of each query"
+    )
+    add_flag(
+        output,
+        "report",
+        action="store_true",
+        help=f"also write a page of ranked images (top_k, else {REPORT_TOP_K}, per query)",
+    )
+
+    several = parser.add_argument_group("several runs at once")
+    add_flag(
+        several,
+        "sweep",
+        nargs="+",
+        metavar="NAME=VALUES",
+        help="grid over parameters: V1,V2,... or START:STOP:STEP, e.g. harris_lambda=0:0.2:0.05",
+    )
+    add_flag(
+        several, "ablation", action="store_true", help="the table of basic's components, in one go"
+    )
+    add_flag(
+        several,
+        "compare",
+        nargs=2,
+        type=Path,
+        metavar=("RUN_A", "RUN_B"),
+        help="compare two result folders query by query; runs nothing",
+    )
+    return parser
+
+
+def _add_parameter(group: argparse._ArgumentGroup, name: str, default: bool | float | str) -> None:
+    options = {"default": argparse.SUPPRESS}
+    if isinstance(default, bool):
+        options |= {"action": argparse.BooleanOptionalAction}
+        shown = "on" if default else "off"
+    else:
+        options |= {"type": type(default)}
+        shown = default if isinstance(default, str) else f"{default:g}"
+    if name == "normalize_text_by":
+        options |= {"choices": ("image", "text")}
+    add_flag(group, name, help=f"{PARAMETER_HELP[name]} (default: {shown})", **options)
+
+
+def main(argv: list[str]) -> None:
+    """Run the command. Raises UserError, before anything is written, for a user's mistake."""
+    args = build_parser().parse_args(argv)
+    if args.compare:
+        from utils_report import compare_runs
+
+        compare_runs(*args.compare, _comparison_folder(*args.compare))
+        return
+    check_combination(args)
+    runs, labels = plan_runs(args)
+    run_all(args, runs, labels)
+
+
+def _comparison_folder(run_a: Path, run_b: Path) -> Path:
+    return run_b / f"against_{run_a.resolve().name}"
+
+
+def given_parameters(args: argparse.Namespace) -> dict[str, bool | int | float | str]:
+    """The parameters named on the command line."""
+    names = [f.name for f in fields(Parameters)]
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def check_combination(args: argparse.Namespace) -> None:
+    """Raise UserError for flags that contradict each other."""
+    if args.top_k < 0:
+        raise UserError(f"--top_k {args.top_k}: it has to be at least 1")
+    many = "--sweep" if args.sweep else "--ablation" if args.ablation else None
+    if args.sweep and args.ablation:
+        raise UserError("--sweep and --ablation exclude each other: run them one after the other")
+    if many and args.method == "all":
+        raise UserError(f"{many} needs one method: name it with --method")
+    if args.ablation and args.method != "basic":
+        raise UserError(f"--ablation has no effect on --method {args.method}: only basic has steps")
+    if many and (args.top_k or args.report):
+        raise UserError(
+            f"{many} writes one table: leave --top_k and --report, or run a point alone"
+        )
+    if args.ties != "row" and (args.top_k or args.report):
+        raise UserError(f"--ties {args.ties} bounds the means; rankings need --ties row")
+
+
+# ---------------------------------------------------------------------------------------------
+# Planning
+# ---------------------------------------------------------------------------------------------
+
+
+def plan_runs(args: argparse.Namespace) -> tuple[list[Run], list[dict]]:
+    """The runs that the flags ask for and, for each, the columns that tell it from the others."""
+    given = given_parameters(args)
+    if args.sweep:
+        return _plan_sweep(args, given)
+    methods = list(METHODS) if args.method == "all" else [args.method]
+    runs = [_named(args, m, settle_parameters(m, given, args.use_preset)) for m in methods]
+    check_effects(given, runs)
+    _check_synthetic(args, runs)
+    if args.ablation:
+        points = ablation_points(runs[0].parameters)
+        ablation = [_named(args, "basic", parameters) for _, parameters in points]
+        return ablation, [{"components": label} for label, _ in points]
+    return runs, [{} for _ in runs]
+
+
+def _plan_sweep(args: argparse.Namespace, given: dict) -> tuple[list[Run], list[dict]]:
+    axes = dict(parse_axis(text) for text in args.sweep)
+    if len(axes) < len(args.sweep):
+        raise UserError("--sweep names a parameter twice: give all its values at once")
+    both = sorted(set(axes) & set(given))
+    if both:
+        raise UserError(f"--{both[0]} is swept and given: leave one of the two")
+    points = sweep_points(args.method, given, args.use_preset, axes)
+    runs = [_named(args, args.method, parameters) for _, parameters in points]
+    check_effects(given, runs, swept=list(axes))
+    _check_synthetic(args, runs)
+    return runs, [at for at, _ in points]
+
+
+def _named(args: argparse.Namespace, method: str, parameters: Parameters) -> Run:
+    extra = [f"ties_{args.ties}"] if args.ties != "row" else []
+    if args.path_to_synthetic_data and parameters.normalize_similarities:
+        folder = args.path_to_synthetic_data.resolve().name
+        extra += [f"synthetic-{folder}"] if folder != "synthetic_data" else []
+    return Run(method, parameters, name_variant(method, parameters, *extra))
+
+
+def _check_synthetic(args: argparse.Namespace, runs: list[Run]) -> None:
+    used = any(run.parameters.normalize_similarities for run in runs)
+    if args.path_to_synthetic_data and not used:
+        raise UserError(
+            "--path_to_synthetic_data has no effect without --normalize_similarities: "
+            "add it, or leave --path_to_synthetic_data"
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# Running
+# ---------------------------------------------------------------------------------------------
+
+
+def run_all(args: argparse.Namespace, runs: list[Run], labels: list[dict]) -> None:
+    """Load what the runs need, evaluate them in one pass, print and write their tables."""
+    from tqdm import tqdm
+
+    from utils_evaluation import evaluate
+    from utils_storage import load_features, manifest_hash
+
+    features = load_features(args.features_dir, args.backbone, dataset_name(args.dataset))
+    check_context(features, runs)
+    device = select_device(args.gpu)
+    assets = load_assets(args, features, [run.parameters for run in runs], device)
+    evaluations = evaluate(
+        features,
+        runs + _ends(args, runs),
+        assets,
+        device,
+        ties=args.ties,
+        top_k=args.top_k or (REPORT_TOP_K if args.report else 0),
+        progress=lambda blocks: tqdm(blocks, unit="instance", disable=None, leave=False),
+    )
+    facts = {
+        "dataset": features.dataset,
+        "ties": args.ties,
+        "features": manifest_hash(features),
+        "version": code_version() or "unknown",
+    }
+    folder = args.results_dir / features.dataset
+    if args.sweep:
+        write_sweep(args, folder, evaluations, labels, facts)
+    elif args.ablation:
+        write_ablation(folder, evaluations, labels, facts)
+    else:
+        write_runs(args, folder, features, evaluations, facts)
+
+
+def dataset_name(dataset: str) -> str:
+    """The name of a data set given by name or by path: the last part of the path."""
+    return Path(dataset).resolve().name if dataset.strip("/.") != dataset else Path(dataset).name
+
+
+def check_context(features: Features, runs: list[Run]) -> None:
+    """Raise UserError if a run wants contextualised texts that the features do not have."""
+    wanted = any(run.parameters.contextualize for run in runs)
+    if wanted and features.query_context_text is None:
+        raise UserError(
+            f"{features.source.parent} has no contextualised query texts: extract them with "
+            f"python3 create_features.py --dataset {features.dataset} --backbone "
+            f"{features.backbone} --overwrite, or add --no-contextualize"
+        )
+
+
+def load_assets(
+    args: argparse.Namespace,
+    features: Features,
+    points: list[Parameters],
+    device: torch.device,
+) -> Assets:
+    """Corpora, image mean and normalisation features, as far as the points use them, on the device.
+
+    Raises UserError if one is missing or was made by another model than the features.
+    """
+    import torch
+
+    from utils_retrieval import Assets, unit_rows
+    from utils_storage import check_same_model, load_corpus, load_mean, load_synthetic
+
+    corpora = {p.specified_corpus for p in points if p.standardize_features or p.project_features}
+    corpora |= {p.specified_ncorpus for p in points if p.project_features}
+    loaded = {
+        name: load_corpus(args.features_dir, features.backbone, name) for name in sorted(corpora)
+    }
+    mean = synthetic = None
+    if any(p.use_laion_mean for p in points):
+        mean = load_mean(args.data_dir, features.backbone)
+    if any(p.normalize_similarities for p in points):
+        synthetic = load_synthetic(args.path_to_synthetic_data, features.backbone)
+    check_same_model(features, [a for a in (*loaded.values(), mean, synthetic) if a])
+
+    def rows(asset, name: str) -> torch.Tensor:
+        return torch.from_numpy(asset.arrays[name]).to(device)
+
+    return Assets(
+        corpora={name: unit_rows(rows(asset, "feats")) for name, asset in loaded.items()},
+        image_mean=mean and rows(mean, "mean")[0],
+        synthetic_images=synthetic and unit_rows(rows(synthetic, "image_features")),
+        synthetic_texts=synthetic and unit_rows(rows(synthetic, "text_features")),
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------
+
+
+def write_runs(
+    args: argparse.Namespace,
+    folder: Path,
+    features: Features,
+    evaluations: list[Evaluation],
+    facts: dict,
+) -> None:
+    """Write each run's folder, for several runs their comparison, and the report if asked for."""
+    from utils_storage import read_database_table
+    from utils_tables import (
+        CONSOLE_COLUMNS,
+        describe_ties,
+        format_table,
+        result_row,
+        write_results,
+        write_table,
+    )
+
+    rows = [result_row(evaluation, facts) for evaluation in evaluations]
+    needs_paths = args.top_k or args.report
+    database = read_database_table(features) if needs_paths else None
+    for evaluation, row in zip(evaluations, rows, strict=True):
+        own = folder / evaluation.variant
+        write_results(own, evaluation, row, features.queries, database, args.top_k)
+    if args.method == "all":
+        write_table(folder / "mAP_table.csv", rows)
+    print(format_table(rows, CONSOLE_COLUMNS))
+    for line in describe_ties(evaluations, args.ties):
+        print(line, file=sys.stderr)
+    print(f"written to {folder if len(rows) > 1 else folder / evaluations[0].variant}")
+    if args.report:
+        print(write_page(args, folder, features, evaluations, database))
+
+
+def write_page(
+    args: argparse.Namespace,
+    folder: Path,
+    features: Features,
+    evaluations: list[Evaluation],
+    database: pd.DataFrame,
+) -> Path:
+    """Write the page with the ranked images and return its path."""
+    from utils_datasets import ImageStore, find_dataset
+    from utils_report import write_report
+
+    own = folder if len(evaluations) > 1 else folder / evaluations[0].variant
+    return write_report(
+        own / "report",
+        evaluations,
+        features.queries,
+        database,
+        ImageStore(find_dataset(args.dataset, args.data_dir)),
+        features.dataset,
+        args.top_k or REPORT_TOP_K,
+        cache=folder / "thumbnails",
+    )
+
+
+def write_ablation(
+    folder: Path, evaluations: list[Evaluation], labels: list[dict], facts: dict
+) -> None:
+    """Write results/{dataset}/{variant}_ablation/mAP_table.csv and print it."""
+    from utils_tables import MEANS, format_table, result_row, write_table
+
+    rows = [
+        {**label, **result_row(evaluation, facts)}
+        for label, evaluation in zip(labels, evaluations, strict=True)
+    ]
+    full = next(
+        e.variant
+        for e, label in zip(evaluations, labels, strict=True)
+        if label["components"].endswith("(full)")
+    )
+    table = folder / f"{full}_ablation" / "mAP_table.csv"
+    write_table(table, rows)
+    print(format_table(rows, ["components", *MEANS]))
+    print(f"written to {table}")
+
+
+def _ends(args: argparse.Namespace, runs: list[Run]) -> list[Run]:
+    """The two uni-modal runs that a sweep of fusion_weight is compared with."""
+    if not args.sweep or not any(text.startswith("fusion_weight=") for text in args.sweep):
+        return []
+    text = settle_parameters("text", given_parameters(args), args.use_preset)
+    return [Run("image", DEFAULTS, "image"), Run("text", text, name_variant("text", text))]
+
+
+def write_sweep(
+    args: argparse.Namespace,
+    folder: Path,
+    evaluations: list[Evaluation],
+    labels: list[dict],
+    facts: dict,
+) -> None:
+    """Write results/{dataset}/{variant}_sweep/: a row a point, and a plot over one or two axes."""
+    import pandas as pd
+
+    from utils_report import plot_sweep
+    from utils_tables import MEANS, format_table, result_row, write_table
+
+    points, ends = evaluations[: len(labels)], evaluations[len(labels) :]
+    axes = list(labels[0])
+    rows = [result_row(evaluation, facts) for evaluation in points]
+    base = settle_parameters(args.method, given_parameters(args), args.use_preset)
+    folder = folder / f"{_named(args, args.method, base).variant}_sweep"
+    best = max(range(len(rows)), key=lambda number: points[number].means()["mAP"])
+    write_table(folder / "mAP_table.csv", rows)
+    print(format_table(rows, [*axes, *MEANS]))
+    print(f"best: {_values(labels[best])} with mAP {rows[best]['mAP']}")
+    end_means = {evaluation.variant: evaluation.means()["mAP"] for evaluation in ends}
+    if ends:
+        gain = points[best].means()["mAP"] - max(end_means.values())
+        print(
+            "composition gain: "
+            f"{gain:+.2f} mAP over the better of "
+            + ", ".join(f"{name} {value:.2f}" for name, value in end_means.items())
+        )
+    print(f"written to {folder / 'mAP_table.csv'}")
+    if len(axes) <= 2 and not any(isinstance(value, bool) for value in labels[0].values()):
+        table = pd.DataFrame(labels).assign(mAP=[e.means()["mAP"] for e in points])
+        for path in plot_sweep(folder / "_".join(axes), table, axes, end_means or None):
+            print(f"written to {path}")
+
+
+def _values(label: dict) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in label.items())
+
+
+if __name__ == "__main__":
+    run_command(main)
