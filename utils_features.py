@@ -116,8 +116,9 @@ def _split_spec(spec: str) -> tuple[str, str | None]:
         return model, tag
     names = {name.lower(): name for name in [*BACKBONES, *models]}
     close = difflib.get_close_matches((model or spec).lower(), names, n=5) or list(BACKBONES)
+    closest = ", ".join(names[name] for name in close)
     raise UserError(
-        f"--backbone {spec}: no such model; the closest names are {', '.join(names[name] for name in close)} "
+        f"--backbone {spec}: no such model; the closest names are {closest} "
         "(--list_backbones prints all)"
     )
 
@@ -126,9 +127,10 @@ def _check_tag(model: str, tag: str | None, spec: str) -> None:
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(model)
-    usable = [known for known in tags if _has_activation(model, known)]
     if tag is None or tag.lower().replace("-", "_") not in tags:
-        offered = ", ".join(f"{model}/{known}" for known in usable) or "none"
+        kin = (model, f"{model}-quickgelu")
+        specs = [name for name in list_backbones() if name.rpartition("/")[0] in kin]
+        offered = ", ".join(specs) or "none for it"
         problem = "names no weights" if tag is None else f"there are no weights {tag!r}"
         raise UserError(f"--backbone {spec}: {problem}; open_clip has {offered}")
     if not _has_activation(model, tag):
