@@ -173,8 +173,8 @@ class Evaluation:
     @property
     def config(self) -> dict[str, str]:
         """The parameters that the method reads, by name."""
-        reads = METHODS[self.method].reads
-        return {name: f"{getattr(self.run.parameters, name)}" for name in reads}
+        values = {n: getattr(self.run.parameters, n) for n in METHODS[self.method].reads}
+        return {n: f"{v:g}" if isinstance(v, float) else str(v) for n, v in values.items()}
 
     @property
     def positive_count(self) -> np.ndarray:

@@ -43,7 +43,7 @@ class Parameters:
     specified_corpus: str = "generic_subjects"
     specified_ncorpus: str = "generic_styles"
     aa: float = 0.2
-    num_principal_components_for_projection: float = 250
+    num_principal_components_for_projection: float = 250.0
     do_query_expansion: bool = False
     qe_k: int = 25
     normalize_similarities: bool = False
@@ -370,7 +370,7 @@ METHODS = {
             "specified_corpus": "generic_subjects",
             "specified_ncorpus": "generic_styles",
             "aa": 0.2,
-            "num_principal_components_for_projection": 250,
+            "num_principal_components_for_projection": 250.0,
             "do_query_expansion": True,
             "normalize_similarities": True,
             "harris_lambda": 0.1,

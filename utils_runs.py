@@ -11,6 +11,7 @@ from utils import UserError, file_safe
 from utils_retrieval import EFFECTIVE_WITH, METHODS, Parameters
 
 DEFAULTS = Parameters()
+MOST_POINTS = 10_000  # of one range of a sweep: more is a mistyped step
 
 # How a departure from the preset is written in a variant's name: a switch as it is named when off
 # ("no_projection") or on ("projection"), anything else as this word and its value ("aa0.5").
@@ -170,8 +171,8 @@ def _expand(part: str) -> list[str]:
     if ":" not in part:
         return [part]
     start, stop, step = (float(number) for number in part.split(":"))
-    count = (stop - start) / step
-    if not 0 <= count < 1e6:
+    count = (stop - start) / step if step else math.inf
+    if not 0 <= count < MOST_POINTS:
         raise ValueError(part)
     return [f"{start + i * step:.12g}" for i in range(int(count + 1e-9) + 1)]
 
@@ -200,7 +201,7 @@ def ablation_points(full: Parameters) -> list[tuple[str, Parameters]]:
     `full` does not have are left out. Raises UserError if it has none.
     """
     steps = {name: off for name, off in STEPS.items() if without_idle(replace(full, **off)) != full}
-    if not steps:
+    if not steps.keys() - {"Harris"}:
         raise UserError("--ablation: no component is on; add --use_preset or the steps' own flags")
     points = []
     for count in range(len(steps)):

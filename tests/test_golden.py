@@ -1,0 +1,136 @@
+"""Agreement with the reference's figures on the golden worlds (DESIGN, "Golden figures")."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import run_retrieval
+from utils_evaluation import evaluate
+from utils_storage import load_features
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = {name: Path(__file__).parent / "golden" / name for name in ("clip", "siglip")}
+FIGURES = {
+    name: json.loads((folder / "golden.json").read_text()) for name, folder in GOLDEN.items()
+}
+CASES = [(world, flags) for world, figures in FIGURES.items() for flags in figures]
+THROUGH_THE_CLI = ["image", "product", "basic", "basic_no_qe", "basic_corpora", "text_context"]
+
+
+def arguments(world: str, flags: str, results: Path) -> list[str]:
+    """The reference's own flags, with its folders where the golden world has them."""
+    folder = GOLDEN[world]
+    places = {"--features_dir": "features", "--data_dir": "data"}
+    given = FIGURES[world][flags]["args"]
+    given = [str(folder / "synthetic_data") if a == "./synthetic_data" else a for a in given]
+    if "--use_preset" in given and "basic" in given:
+        places["--path_to_synthetic_data"] = "synthetic_data"
+    where = [part for flag, place in places.items() for part in (flag, str(folder / place))]
+    return [*given, *where, "--backbone", world, "--results_dir", str(results), "--gpu", "-1"]
+
+
+def check_agreement(figures: dict, means: dict, ap: dict) -> None:
+    for name in ("mAP", "mmAP", "minmAP"):
+        assert means[name] == pytest.approx(figures[name], abs=0.01)
+    expected = {(path, text): value for path, text, value in figures["queries"]}
+    assert ap.keys() == expected.keys()
+    difference = np.array([abs(ap[query] - value) for query, value in expected.items()])
+    assert difference.max() <= 0.01
+    assert (difference <= 1e-6).mean() >= 0.99
+
+
+def evaluate_all(world: str, device: torch.device) -> tuple:
+    """Every flag set of a world through the library, as the command would plan it, in one pass."""
+    parsed = {
+        flags: run_retrieval.build_parser().parse_args(arguments(world, flags, Path("unused")))
+        for flags in FIGURES[world]
+    }
+    runs = [run_retrieval.plan_runs(args)[0][0] for args in parsed.values()]
+    features = load_features(GOLDEN[world] / "features", world, "icir")
+    parameters = [run.parameters for run in runs]
+    assets = run_retrieval.load_assets(parsed["basic"], features, parameters, device)
+    evaluations = evaluate(features, runs, assets, device)
+    return dict(zip(parsed, evaluations, strict=True)), features.queries
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+    return {world: evaluate_all(world, torch.device("cpu")) for world in GOLDEN}
+
+
+def by_query(evaluation, queries) -> dict:
+    names = zip(queries["image_path"], queries["text"], strict=True)
+    return dict(zip(names, evaluation.ap, strict=True))
+
+
+@pytest.mark.parametrize(("world", "flags"), CASES)
+def test_every_flag_set_agrees_with_the_reference(evaluated, world, flags):
+    evaluations, queries = evaluated[world]
+    evaluation = evaluations[flags]
+    check_agreement(FIGURES[world][flags], evaluation.means(), by_query(evaluation, queries))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("world", list(GOLDEN))
+def test_cuda_agrees_with_the_reference(world):
+    evaluations, queries = evaluate_all(world, torch.device("cuda"))
+    for flags, figures in FIGURES[world].items():
+        check_agreement(figures, evaluations[flags].means(), by_query(evaluations[flags], queries))
+
+
+@pytest.mark.parametrize("flags", THROUGH_THE_CLI)
+@pytest.mark.parametrize("world", list(GOLDEN))
+def test_the_command_agrees_with_the_reference(tmp_path, world, flags):
+    command = [sys.executable, "run_retrieval.py", *arguments(world, flags, tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (folder,) = (tmp_path / "icir").iterdir()
+    with open(folder / "mAP_table.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    with open(folder / "APs.csv", newline="") as file:
+        ap = {(r["Image Query"], r["Text Query"]): float(r["AP"]) for r in csv.DictReader(file)}
+    means = {name: float(row[name]) for name in ("mAP", "mmAP", "minmAP")}
+    check_agreement(FIGURES[world][flags], means, ap)
+    assert all(row[name] in done.stdout for name in means)
+
+
+def test_the_command_never_imports_open_clip(tmp_path):
+    watched = "import sys, run_retrieval; run_retrieval.main(sys.argv[1:]); print(*sys.modules)"
+    command = [sys.executable, "-c", watched, *arguments("clip", "basic", tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    assert "torch" in loaded
+    assert not loaded & {"open_clip", "timm", "torchvision", "matplotlib", "webdataset"}
+
+
+def test_help_answers_without_torch():
+    watched = (
+        "import sys, run_retrieval\n"
+        "try: run_retrieval.main(['--help'])\n"
+        "except SystemExit: print(*sys.modules)"
+    )
+    command = [sys.executable, "-c", watched]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = done.stdout.splitlines()[-1].split()
+    assert not {"torch", "numpy", "pandas"} & set(loaded)
+
+
+def test_one_pass_over_several_runs_gives_what_each_gives_alone(evaluated):
+    """Runs that share a pass share intermediate results; none may leak into another."""
+    world = "clip"
+    together, _ = evaluated[world]
+    args = run_retrieval.build_parser().parse_args(arguments(world, "basic", Path("unused")))
+    features = load_features(GOLDEN[world] / "features", world, "icir")
+    for flags in ("basic", "basic_std", "basic_l02", "product_context"):
+        run = together[flags].run
+        device = torch.device("cpu")
+        assets = run_retrieval.load_assets(args, features, [run.parameters], device)
+        (alone,) = evaluate(features, [run], assets, device)
+        assert asdict(alone.run.parameters) == asdict(run.parameters)
+        assert np.array_equal(alone.ranks, together[flags].ranks)

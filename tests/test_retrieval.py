@@ -1,0 +1,222 @@
+"""The steps of BASIC against their definitions in numpy, and the plan of a run."""
+
+import numpy as np
+import pytest
+import torch
+
+import run_retrieval
+from utils import UserError
+from utils_evaluation import instance_blocks
+from utils_retrieval import (
+    METHODS,
+    Gallery,
+    contrastive_components,
+    expand_queries,
+    kept_components,
+    project,
+    unit_rows,
+)
+from utils_runs import ablation_points, name_variant, parse_axis, settle_parameters
+
+
+def random_unit(rows: int, dim: int = 12, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return unit_rows(torch.randn(rows, dim, generator=generator) + 0.3)
+
+
+# --- the maths ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_energy_share_keeps_the_fewest_components_that_hold_it(share):
+    positive, negative = random_unit(50, seed=1), random_unit(40, seed=2)
+    values, vectors = contrastive_components(positive, negative, 0.2)
+
+    p, m = positive.double().numpy(), negative.double().numpy()
+    c = 0.8 * p.T @ p / 49 - 0.2 * m.T @ m / 39 + 1e-5
+    expected = np.linalg.eigvalsh(c)[::-1]
+    assert values.numpy() == pytest.approx(expected, abs=1e-6)
+    assert c @ vectors.double().numpy() == pytest.approx(
+        vectors.double().numpy() * expected, abs=1e-6
+    )
+    energy = expected[expected > 0]
+    kept = kept_components(values, share)
+    assert energy[:kept].sum() >= share * energy.sum() > energy[: kept - 1].sum()
+
+
+def test_component_counts_end_at_the_positive_eigenvalues():
+    values = torch.tensor([3.0, 2.0, 1.0, -0.5, -2.0])
+    assert [kept_components(values, n) for n in (1, 2, 3, 4, 9999)] == [1, 2, 3, 3, 3]
+    assert [kept_components(values, s) for s in (0.49, 0.51, 0.83, 0.84)] == [1, 2, 2, 3]
+
+
+def test_gallery_works_on_raw_rows_as_on_centred_unit_rows():
+    raw = random_unit(30, seed=3) * torch.linspace(0.5, 20, 30)[:, None]
+    gallery, rows, queries, mean = (
+        Gallery.of(raw),
+        unit_rows(raw),
+        random_unit(4),
+        random_unit(1)[0],
+    )
+    assert torch.allclose(gallery.mean(), rows.mean(0), atol=1e-6)
+    assert torch.allclose(gallery.similarity(queries), queries @ rows.T, atol=1e-6)
+    centred = queries @ (rows - mean).T
+    assert torch.allclose(gallery.similarity(queries, mean), centred, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 5, 25, 40])
+def test_query_expansion_is_the_weighted_mean_of_its_definition(k):
+    """Also with fewer rows (30) than neighbours asked for."""
+    raw, images, mean = random_unit(30, seed=3) * 7, random_unit(4, seed=4), random_unit(1)[0]
+    basis = torch.linalg.qr(random_unit(12, seed=5)).Q[:, :5]
+    gallery = Gallery.of(raw)
+    centred = images - mean
+    similarity = gallery.similarity(project(centred, basis), mean)
+    expanded = expand_queries(centred, similarity, gallery, mean, k)
+    for query in range(4):
+        x = unit_rows(raw).numpy() - mean.numpy()
+        s = x @ (basis @ basis.T).numpy() @ centred[query].numpy()
+        nearest = np.argsort(-s, kind="stable")[:k]
+        weights = np.exp(0.1 * np.append(1.0, s[nearest]))
+        vectors = np.vstack([centred[query].numpy(), x[nearest]])
+        expected = (weights / weights.sum()) @ vectors
+        assert expanded[query].numpy() == pytest.approx(expected, abs=1e-6)
+
+
+# --- the plan of a run -------------------------------------------------------------------------
+
+
+def plan(*flags: str):
+    runs, labels = run_retrieval.plan_runs(run_retrieval.build_parser().parse_args(flags))
+    return runs[0] if len(runs) == 1 else (runs, labels)
+
+
+def test_an_explicit_flag_wins_over_the_preset_also_when_it_restates_a_default():
+    assert plan("--use_preset").parameters.contextualize
+    assert not plan("--use_preset", "--no-contextualize").parameters.contextualize
+    assert plan("--use_preset", "--harris_lambda", "0.1").variant == "basic"
+    METHODS["basic"].preset["harris_lambda"] = 0.3  # a preset that differs from the default
+    try:
+        assert plan("--use_preset").parameters.harris_lambda == 0.3
+        assert plan("--use_preset", "--harris_lambda", "0.1").parameters.harris_lambda == 0.1
+    finally:
+        METHODS["basic"].preset["harris_lambda"] = 0.1
+
+
+SWITCHES = [name for name, value in METHODS["basic"].preset.items() if value is True]
+
+
+@pytest.mark.parametrize("spelling", ["_", "-"])
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_every_switch_can_be_turned_off(switch, spelling):
+    flag = switch.replace("_", spelling)
+    run = plan("--use_preset", f"--no-{flag}")
+    assert getattr(run.parameters, switch) is False
+    assert run.variant.startswith("basic_no_")
+
+
+def test_variants_name_what_departs_from_the_preset():
+    names = {
+        ("--use_preset",): "basic",
+        ("--use_preset", "--no-do_query_expansion"): "basic_no_query_expansion",
+        ("--use_preset", "--aa", "0.5"): "basic_aa0.5",
+        ("--use_preset", "--no-standardize_features"): "basic_no_standardization",
+        ("--method", "sum", "--contextualize"): "sum_contextualization",
+        ("--use_preset", "--ties", "best"): "basic_ties_best",
+    }
+    assert {flags: plan(*flags).variant for flags in names} == names
+
+
+def test_equal_computations_have_equal_parameters():
+    bare = settle_parameters("basic", {}, use_preset=False)
+    assert settle_parameters("basic", {"aa": 0.7, "qe_k": 3}, use_preset=False) == bare
+    assert name_variant("basic", settle_parameters("basic", {}, use_preset=True)) == "basic"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--use_laion_mean"], "--use_laion_mean has no effect without --standardize_features"),
+        (["--aa", "0.2"], "--aa has no effect without --project_features"),
+        (["--method", "sum", "--aa", "0.5"], "no effect on --method sum: only basic read it"),
+        (["--method", "image", "--contextualize"], "no effect on --method image"),
+        (["--fusion_weight", "0.2"], "no effect on --method basic: only sum read it"),
+        (["--path_to_synthetic_data", "x"], "no effect without --normalize_similarities"),
+        (["--use_preset", "--aa", "1.5"], "--aa 1.5: it has to be between 0 and 1"),
+        (["--use_preset", "--qe_k", "0"], "--qe_k 0: it has to be at least 1"),
+        (
+            ["--use_preset", "--num_principal_components_for_projection", "2.5"],
+            "whole number of components",
+        ),
+        (["--sweep", "nonsense=1"], "'nonsense' is none of"),
+        (["--sweep", "aa=0.1,0.2"], "--aa has no effect without --project_features"),
+        (["--use_preset", "--sweep", "aa=a"], "with values of type float"),
+        (["--use_preset", "--sweep", "aa=0:1:0"], "with values of type float"),
+        (["--use_preset", "--aa", "0.1", "--sweep", "aa=0.1,0.2"], "is swept and given"),
+        (["--ablation"], "no component is on"),
+    ],
+)
+def test_flags_without_effect_or_sense_are_errors(flags, message):
+    with pytest.raises(UserError, match=message):
+        plan(*flags)
+
+
+def test_axes_of_a_sweep():
+    assert parse_axis("aa=0:1:0.25") == ("aa", [0.0, 0.25, 0.5, 0.75, 1.0])
+    assert parse_axis("harris-lambda=0:0.3:0.1,0.7") == ("harris_lambda", [0.0, 0.1, 0.2, 0.3, 0.7])
+    assert parse_axis("qe_k=5,25") == ("qe_k", [5, 25])
+    assert parse_axis("project_features=on,off") == ("project_features", [True, False])
+
+
+def test_a_grid_runs_its_last_axis_fastest():
+    runs, labels = plan("--use_preset", "--sweep", "aa=0.1,0.2", "harris_lambda=0,0.1,0.2")
+    assert [tuple(label.values()) for label in labels[:3]] == [(0.1, 0.0), (0.1, 0.1), (0.1, 0.2)]
+    assert [(r.parameters.aa, r.parameters.harris_lambda) for r in runs] == [
+        tuple(label.values()) for label in labels
+    ]
+
+
+def test_the_ablation_adds_every_step_and_takes_each_away():
+    full = settle_parameters("basic", {}, use_preset=True)
+    points = ablation_points(full)
+    labels = [label for label, _ in points]
+    assert labels[0] == "bare fusion"
+    assert points[0][1] == settle_parameters("basic", {"harris_lambda": 0.0}, use_preset=False)
+    assert labels[6] == "+ Harris (full)"
+    assert points[6][1] == full
+    assert labels[7:] == [
+        f"full - {step}"
+        for step in (
+            "standardization",
+            "projection",
+            "query expansion",
+            "contextualization",
+            "normalisation",
+            "Harris",
+        )
+    ]
+    assert len({parameters for _, parameters in points}) == len(points) - 1  # "+ normalisation"
+    assert points[5][1] == points[12][1]  # is "full - Harris"
+
+
+# --- gallery blocks ----------------------------------------------------------------------------
+
+
+def test_blocks_hold_an_instances_rows_and_positives_wherever_they_are():
+    import pandas as pd
+
+    queries = pd.DataFrame({"text": ["x", "y", "x"], "instance": ["b", "a", "b"]}, dtype=str)
+    rows = [("x", "b"), ("x", "a"), ("y", "a"), ("z", "b"), ("x", "b"), ("x", "c")]
+    labels = pd.DataFrame(rows, columns=["text", "instance"]).astype("category")
+    b, a = instance_blocks(queries, labels)
+    assert (b.name, a.name) == ("b", "a")
+    assert b.rows.tolist() == [0, 3, 4]
+    assert a.rows == slice(1, 3)
+    assert b.queries.tolist() == [0, 2]
+    assert list(zip(b.positive_query, b.positive_row, strict=True)) == [
+        (0, 0),
+        (0, 2),
+        (1, 0),
+        (1, 2),
+    ]
+    assert list(zip(a.positive_query, a.positive_row, strict=True)) == [(0, 1)]

@@ -1,0 +1,147 @@
+"""Feature files: native, the reference's, and files that must be refused."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from native import GOLDEN, write_native_world
+
+from utils import UserError
+from utils_storage import (
+    MappedRows,
+    check_same_model,
+    load_corpus,
+    load_features,
+    load_mean,
+    load_pickle,
+    load_synthetic,
+    read_database_table,
+)
+
+
+class Touch:
+    """A pickle of this would create a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.path}",))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(tmp_path, protocol):
+    path, victim = tmp_path / "query_icir_features.pkl", tmp_path / "created"
+    path.write_bytes(pickle.dumps({"image_feats": Touch(victim)}, protocol=protocol))
+    with pytest.raises(UserError, match=r"query_icir_features\.pkl is refused.*system"):
+        load_pickle(path)
+    assert not victim.exists()
+
+
+def test_a_tensor_in_a_pickle_cannot_smuggle_code(tmp_path):
+    """A tensor's storage is a pickle of its own inside the pickle."""
+    victim = tmp_path / "created"
+
+    class Storage:
+        def __reduce__(self):
+            return (torch.storage._load_from_bytes, (pickle.dumps(Touch(victim)),))
+
+    path = tmp_path / "mean.pkl"
+    path.write_bytes(pickle.dumps({"laion_1m_mean": Storage()}))
+    with pytest.raises(UserError, match="is refused"):
+        load_pickle(path)
+    assert not victim.exists()
+
+
+def test_an_object_array_that_would_run_code_is_refused(tmp_path):
+    path, victim = tmp_path / "dataset_1_sd_clip.pkl.npy", tmp_path / "created"
+    np.save(path, np.array({"image_features": Touch(victim)}, dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="is refused"):
+        load_pickle(path)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2])])
+def test_broken_pickles_are_named(tmp_path, content):
+    path = tmp_path / "broken.pkl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.pkl"):
+        load_pickle(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_arrays_and_tensors_come_back_whole(tmp_path, protocol):
+    content = {
+        "image_feats": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "laion_1m_mean": torch.arange(3.0)[None],
+        "paths": ["a", "ü"],
+        "count": 2,
+        "scalar": np.float32(1.5),
+        "text_feats": None,
+    }
+    path = tmp_path / "content.pkl"
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    loaded = load_pickle(path)
+    assert loaded.keys() == content.keys()
+    assert np.array_equal(loaded["image_feats"], content["image_feats"])
+    assert torch.equal(loaded["laion_1m_mean"], content["laion_1m_mean"])
+    assert loaded["paths"] == content["paths"]
+    assert loaded["scalar"] == content["scalar"]
+
+
+def test_native_and_reference_files_hold_the_same(tmp_path):
+    native = load_features(write_native_world(tmp_path) / "features", "clip", "icir")
+    reference = load_features(GOLDEN / "clip" / "features", "clip", "icir")
+    assert native.queries.equals(reference.queries)
+    assert read_database_table(native).equals(read_database_table(reference))
+    for name in ("query_image", "query_text", "query_context_text"):
+        assert np.array_equal(getattr(native, name), getattr(reference, name))
+    for rows in (slice(5, 30), np.array([0, 3, 4, 900])):
+        assert np.array_equal(native.database.read(rows), reference.database.read(rows))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_mapped_rows_are_the_files_rows(tmp_path, dtype):
+    rows = np.random.default_rng(0).normal(size=(5000, 7)).astype(dtype)
+    np.save(tmp_path / "rows.npy", rows)
+    mapped = MappedRows(tmp_path / "rows.npy")
+    assert mapped.shape == rows.shape
+    for wanted in (slice(0, 5000), slice(4999, 5000), np.array([7, 8, 4000])):
+        assert np.array_equal(mapped.read(wanted), rows[wanted])
+
+
+def test_native_assets_win_over_the_references(tmp_path):
+    world = write_native_world(tmp_path)
+    assert load_mean(world / "data", "clip").manifest is not None
+    assert load_mean(GOLDEN / "clip" / "data", "clip").manifest is None
+    assert load_synthetic(world / "synthetic_data", "clip").manifest is not None
+
+
+def test_cut_and_inconsistent_files_are_named(tmp_path):
+    folder = write_native_world(tmp_path) / "features" / "clip_features" / "icir"
+    database = folder / "database_image.npy"
+    whole = database.read_bytes()
+    database.write_bytes(whole[:-100])
+    with pytest.raises(UserError, match=r"database_image\.npy is cut short"):
+        load_features(tmp_path / "features", "clip", "icir")
+    database.write_bytes(whole)
+    np.save(folder / "query_text.npy", np.zeros((70, 5), dtype=np.float32))
+    with pytest.raises(UserError, match="query texts have 5 dimensions, not 96"):
+        load_features(tmp_path / "features", "clip", "icir")
+    np.save(folder / "query_text.npy", np.zeros((69, 96), dtype=np.float32))
+    with pytest.raises(UserError, match="69 rows of query texts but 70"):
+        load_features(tmp_path / "features", "clip", "icir")
+
+
+def test_files_of_two_models_are_not_mixed(tmp_path):
+    world = write_native_world(tmp_path)
+    features = load_features(world / "features", "clip", "icir")
+    corpus = load_corpus(world / "features", "clip", "generic_styles")
+    check_same_model(features, [corpus])
+    corpus.manifest["model"]["activation"] = "QuickGELU"
+    with pytest.raises(
+        UserError, match=r"generic_styles\.json.*activation is 'QuickGELU' and 'GEL"
+    ):
+        check_same_model(features, [corpus])
