@@ -134,7 +134,7 @@ def download(url: str, part: Path, missing: str | Path) -> None:
         raise UserError(f"{url}: a URL must begin with http:// or https://")
     part.parent.mkdir(parents=True, exist_ok=True)
     received, failures = False, 0
-    with _progress_bar(Path(missing).name) as bar:
+    with _progress_bar(_url_name(url)) as bar:
         while True:
             before = _size(part)
             try:
@@ -199,6 +199,10 @@ def _cause(url: str, error: Exception) -> str:
     if isinstance(error, urllib.error.URLError):
         return f"no connection: {error.reason}"
     return str(error) or type(error).__name__
+
+
+def _url_name(url: str) -> str:
+    return PurePosixPath(urllib.parse.urlsplit(url).path).name
 
 
 def _size(path: Path) -> int:
@@ -387,13 +391,15 @@ def fetch_archive(
             print(f"kept, already right: {root} ({len(installed.digests)} files)")
             return
     beside = root.resolve().parent
-    name = PurePosixPath(urllib.parse.urlsplit(url).path).name
+    name = _url_name(url)
     own, part = beside / name, beside / f"{name}.part"
     checksum = fetch_checksum(url, root)
     if own.exists():
         require_own_archive(own, checksum)
     else:
+        print(f"downloading {url}", flush=True)
         download(url, part, first_missing(root, "tar"))
+        print(f"verifying {part}", flush=True)
         require_digest(part, checksum, url)
     archive = own if own.exists() else part
     digests = install_archive(archive, root, overwrite)
@@ -613,26 +619,18 @@ def hub_snapshot(revision: str, missing: Path) -> Snapshot:
 
 def _download_snapshot(root: Path, snapshot: Snapshot, names: list[str]) -> None:
     """Download these files of a snapshot, annotations last, and verify them."""
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants
 
-    root.mkdir(parents=True, exist_ok=True)
-    require_space(root, sum(snapshot.sizes[name] for name in names))
+    root.resolve().mkdir(parents=True, exist_ok=True)  # root may be a link to another disk
+    size = sum(snapshot.sizes[name] for name in names)
+    require_space(root, size)
+    print(f"downloading {len(names)} files of {HUB_DATASET} ({size / 1e9:.2f} GB)", flush=True)
     for name in names:
         (root / name).unlink(missing_ok=True)  # else huggingface_hub may keep what is there
     annotations = [name for name in names if name.startswith("annotations/")]
     others = [name for name in names if not name.startswith("annotations/")]
     for batch in filter(None, (others, annotations)):
-        try:
-            snapshot_download(
-                HUB_DATASET,
-                repo_type="dataset",
-                revision=snapshot.commit,
-                local_dir=root,
-                allow_patterns=[glob.escape(name) for name in batch],
-            )
-        except Exception as error:
-            lacking = next((name for name in batch if not (root / name).exists()), batch[0])
-            raise _hub_error(error, snapshot.revision, root / lacking) from None
+        _fetch_batch(root, snapshot, batch)
         # Without a connection snapshot_download may be content with what is there.
         still_missing, still_wrong = check_files(root, {n: snapshot.digests[n] for n in batch})
         for name in still_wrong:
@@ -644,6 +642,28 @@ def _download_snapshot(root: Path, snapshot: Snapshot, names: list[str]) -> None
                 f"{root / still_wrong[0]}: the Hub sent wrong content ({len(still_wrong)} such "
                 "files were removed); run the command again"
             )
+
+
+def _fetch_batch(root: Path, snapshot: Snapshot, names: list[str]) -> None:
+    """Have huggingface_hub download these files; broken connections are opened again."""
+    from huggingface_hub import snapshot_download
+
+    for attempt in range(TRIES):
+        try:
+            snapshot_download(
+                HUB_DATASET,
+                repo_type="dataset",
+                revision=snapshot.commit,
+                local_dir=root,
+                allow_patterns=[glob.escape(name) for name in names],
+            )
+            return
+        except Exception as error:
+            lacking = next((name for name in names if not (root / name).exists()), names[0])
+            failure = _hub_error(error, snapshot.revision, root / lacking)
+        if attempt + 1 == TRIES or not isinstance(failure, Unreachable):
+            raise failure
+        time.sleep(RETRY_WAIT * 2**attempt)
 
 
 def _remove_leftovers(root: Path) -> None:
