@@ -43,6 +43,8 @@ th, td { padding: 6px 12px; border-bottom: 1px solid var(--line); vertical-align
 .scroll { overflow-x: auto; }
 .means { margin: 18px 0 6px; }
 .means th:first-child, .means td:first-child { padding-left: 0; }
+.means th:last-child, .means td:last-child { padding-right: 0; }
+.means th { vertical-align: bottom; }
 .means thead th { color: var(--soft); font-size: 13px; }
 .means .main { font-size: 18px; font-weight: 650; }
 
@@ -104,7 +106,8 @@ select { max-width: 240px; }
 .queries .icon { width: 64px; }
 .queries .value { width: 92px; }
 .several .positives { width: 90px; }
-.several .instance { width: 14%; }
+.queries.several .instance { width: 13%; }
+.queries.several .order { width: 50px; padding-left: 0; }
 .queries.several .value { padding-left: 6px; }
 .queries.several .value button { padding-left: 4px; }
 .queries .instance { width: 21%; }
@@ -172,6 +175,9 @@ img.thumbnail { display: block; width: 100%; height: 100%; object-fit: contain; 
 .sections td { overflow-wrap: anywhere; }
 .sections td:first-child, .sections th:first-child { padding-left: 0; }
 
+@media (max-width: 1140px) {
+  .around { overflow-x: auto; }
+}
 @media (max-width: 720px) {
   body { padding: 18px 16px 48px; }
   h1 { font-size: 20px; }
@@ -188,8 +194,7 @@ img.thumbnail { display: block; width: 100%; height: 100%; object-fit: contain; 
   .queries td, .queries th button { padding-left: 4px; padding-right: 4px; }
   .queries thead { font-size: 12px; }
   .queries .icon img, .queries .icon .missing { width: 40px; height: 40px; }
-  .scroll-narrow { overflow-x: auto; }
-  .queries.several { width: auto; min-width: 100%; table-layout: auto; }
+  .queries.several { width: auto; min-width: 100% !important; table-layout: auto; }
   .queries.several .text { min-width: 150px; }
   .queries.several .value { min-width: 54px; }
   .queries.several .positives { display: none; }
@@ -468,7 +473,12 @@ makeHead();
 report.instances.forEach((name, i) => byId("instance").append(new Option(name, i)));
 report.methods.forEach((method, m) => byId("method").append(new Option(method.label, m)));
 byId("method-label").hidden = report.methods.length < 2;
-byId("table").classList.toggle("several", report.methods.length > 1);
+if (report.methods.length > 1) {
+  byId("table").classList.add("several");
+  // A wider table scrolls in its own box (where its head cannot stay in sight).
+  byId("around").classList.toggle("scroll", report.methods.length > 5);
+  byId("table").style.minWidth = `${480 + 120 * report.methods.length}px`;
+}
 for (const id of ["search", "instance", "method", "low", "high"]) {
   byId(id).addEventListener("input", showTable);
 }
@@ -533,7 +543,7 @@ alt="{{ plot.caption }}"><figcaption>{{ plot.caption }}:
 <label>to (%)<input type="number" id="high" min="0" max="100" step="any"></label></fieldset>
 <p class="count" id="count" role="status"></p>
 </div>
-<div class="scroll-narrow"><table class="queries" id="table">
+<div class="around" id="around"><table class="queries" id="table">
 <thead id="head"></thead><tbody id="body"></tbody></table></div>
 <p class="nothing" id="nothing" hidden>No query passes these filters.</p>
 </main>

@@ -1,7 +1,7 @@
 """What people look at: pages of ranked images, plots, and the comparison of two runs.
 
 Pillow, matplotlib and jinja2 are imported inside the functions that need them; torch is not.
-An `Evaluation` here is what utils_retrieval yields for one method's run over a data set.
+An `Evaluation` here is what utils_evaluation yields for one method's run over a data set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from utils_datasets import ImageStore
-    from utils_retrieval import Evaluation
+    from utils_evaluation import Evaluation
 
 # One colour a method, in the order given (Okabe and Ito's set: told apart by colour-blind readers).
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"]
@@ -57,7 +57,7 @@ MEANS = ("mAP", "mmAP", "minmAP")
 # and at most MISSED_SHOWN missed positives for each of i-CIR's 1,883 queries, a report can
 # never pass 1,883 * (16 * 8,000 + 16,000) bytes = 271 MB; in practice it stays far below.
 THUMBNAILS = {"query": (240, 16_000), "database": (160, 8_000)}
-QUALITIES = (78, 60, 40, 20)  # of WebP, tried in turn until the bytes suffice
+QUALITIES = (78, 60, 40, 20, 0)  # of WebP, tried in turn until the bytes suffice (noise needs 0)
 MISSED_SHOWN = 6
 MAX_WORKERS = 16
 

@@ -1,0 +1,112 @@
+"""Helpers of the tests: a drawn data set with features made to order, and a report's own data."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas
+from PIL import Image, ImageDraw
+
+HOSTILE = (
+    "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'>&amp;\u2028"
+)
+INSTANCES = ("mug", "<b>clock</b>", "teddy bear")
+TEXTS = ("at night", HOSTILE, "in the snow, seen from above")
+NEGATIVES = ("on a beach", "")  # texts of hard negatives, which no query asks
+UNANSWERED = "underwater"  # the text of a query that has no positives
+STYLES = (*TEXTS, *NEGATIVES, UNANSWERED)
+COLORS = {"mug": "#c03020", "<b>clock</b>": "#2060c0", "teddy bear": "#a07030"}
+GROUNDS = ("#202040", "#f0e0a0", "#e8f0ff", "#d0b080", "#909090", "#205070")
+LOST = "world/database/mug/hn/lost & <i>gone</i>.png"
+
+
+@dataclass(frozen=True)
+class World:
+    """folder holds data/world (annotations, images) and features/clip_features/world."""
+
+    folder: Path
+    queries: pandas.DataFrame
+    database: pandas.DataFrame
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data" / "world"
+
+    def flags(self) -> list[str]:
+        """The flags that point run_retrieval.py at this world; results go beside it."""
+        places = {"features_dir": "features", "data_dir": "data", "results_dir": "results"}
+        flags = [text for name, at in places.items() for text in (f"--{name}", self.folder / at)]
+        return [*map(str, flags), "--dataset", "world", "--backbone", "clip", "--gpu", "-1"]
+
+
+def make_world(folder: Path, seed: int = 0) -> World:
+    """Draw a data set of three instances and write its features; one image is left out (LOST)."""
+    generator = np.random.default_rng(seed)
+    queries, database = [], []
+    for instance in INSTANCES:
+        stem = re.sub("[^a-z]", "", instance)
+        queries += [
+            (f"world/query/{stem}/{n}.png", text, instance) for n in range(2) for text in TEXTS
+        ]
+        for style, text in enumerate((*TEXTS, *NEGATIVES)):
+            for n in range(4):
+                database.append((f"world/database/{stem}/{style}_{n}.png", text, instance))
+    queries.append(("world/query/mug/0.png", UNANSWERED, "mug"))
+    database.append((LOST, "", "mug"))
+    world = World(folder, _table(queries), _table(database))
+    _draw_images(world, generator)
+    _write_features(world, generator)
+    return world
+
+
+def page_data(index: Path) -> dict:
+    """The data inside a written page."""
+    page = index.read_text(encoding="utf-8")
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script', page)[1]
+    )
+
+
+def _table(rows: list[tuple[str, str, str]]) -> pandas.DataFrame:
+    return pandas.DataFrame(rows, columns=["image_path", "text", "instance"])
+
+
+def _draw_images(world: World, generator: np.random.Generator) -> None:
+    for split, table in (("query", world.queries), ("database", world.database)):
+        rows = table.itertuples(index=False)
+        table.to_csv(_made(world.data / f"{split}_files.csv"), header=False, index=False)
+        for path, text, instance in rows:
+            if path == LOST:
+                continue
+            image = Image.new("RGB", (64, 48), GROUNDS[STYLES.index(text)])
+            x, y = generator.integers(4, 30, size=2)
+            ImageDraw.Draw(image).ellipse([x, y, x + 20, y + 16], fill=COLORS[instance])
+            image.save(_made(world.folder / "data" / path))
+
+
+def _write_features(world: World, generator: np.random.Generator) -> None:
+    """Objects and styles as one-hot halves of a vector, under noise that makes rankings fail."""
+    folder = world.folder / "features" / "clip_features" / "world"
+    tables = {"query": world.queries, "database": world.database}
+    for split, table in tables.items():
+        table.to_csv(_made(folder / f"{split}.csv"), index=False)
+        objects = np.eye(len(INSTANCES))[[INSTANCES.index(name) for name in table["instance"]]]
+        styles = np.eye(len(STYLES))[[STYLES.index(text) for text in table["text"]]]
+        shown = 0.6 * styles if split == "database" else 0 * styles
+        image = np.hstack([objects, shown])
+        image = image + 0.45 * generator.normal(size=image.shape)
+        np.save(folder / f"{split}_image.npy", image.astype(np.float32))
+        if split == "query":
+            text = np.hstack([0 * objects, styles])
+            np.save(folder / "query_text.npy", text.astype(np.float32))
+    manifest = {"model": {"model": "some-model"}, "name": "world", "backbone": "clip"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
