@@ -1,0 +1,255 @@
+"""The retrieval command: what it writes, and one clear line for every mistake."""
+
+import csv
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from native import copy_world, world_arguments, write_native_world
+
+from utils_storage import mean_path, synthetic_path
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A golden world in native files; tests that spoil it take a copy."""
+    return write_native_world(tmp_path_factory.mktemp("world"))
+
+
+def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    synthetic = str(folder / "synthetic_data")
+    preset = "--use_preset" in flags and "basic" in flags
+    places = ["--path_to_synthetic_data", synthetic] if preset else []
+    command = [sys.executable, "run_retrieval.py", *world_arguments(folder), *places, *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def succeed(folder: Path, *flags: str) -> str:
+    done = run(folder, *flags)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- results -----------------------------------------------------------------------------------
+
+
+def test_a_run_adds_a_row_and_native_files_agree_with_the_reference(world):
+    results = world / "results" / "icir" / "basic"
+    for _ in range(2):
+        output = succeed(world, "--method", "basic", "--use_preset", "--top_k", "7")
+    rows = read(results / "mAP_table.csv")
+    assert [row["mAP"] for row in rows] == ["40.18", "40.18"]
+    assert rows[0]["num_principal_components_for_projection"] == "250"
+    assert {"timestamp", "backbone", "seconds", "features", "version"} <= rows[0].keys()
+    assert "40.18" in output
+    assert len(read(results / "APs.csv")) == 70
+    top = read(results / "top7.csv")
+    assert len(top) == 70
+    database = read(world / "features/clip_features/icir/database.csv")
+    positives = {(r["image_path"], r["instance"], r["text"]) for r in database}
+    for row in top:
+        matches = [int(row[f"match_{i}"]) for i in range(1, 8)]
+        for i, match in enumerate(matches, start=1):
+            key = (row[f"path_{i}"], row["Instance"], row["Text Query"])
+            assert (key in positives) == bool(match)
+        assert float(row["P@7"]) == pytest.approx(sum(matches) / 7)
+    assert sum(float(row["R@7"]) for row in top) > 0
+
+
+def test_top_k_begins_with_the_first_positive_where_the_ap_is_perfect(world):
+    results = world / "results" / "icir" / "text"
+    succeed(world, "--method", "text", "--top_k", "3")
+    aps = [float(row["AP"]) for row in read(results / "APs.csv")]
+    top = read(results / "top3.csv")
+    first = [row["match_1"] == "1" for row in top]
+    assert any(first)
+    assert not all(first)
+    assert all(hit for hit, ap in zip(first, aps, strict=True) if ap > 0.99)
+
+
+def test_all_methods_run_on_one_load_and_are_compared(world):
+    output = succeed(world, "--method", "all", "--use_preset", *_synthetic(world))
+    rows = read(world / "results" / "icir" / "mAP_table.csv")
+    assert [row["method"] for row in rows] == ["image", "text", "sum", "product", "basic"]
+    assert [row["mAP"] for row in rows] == ["7.51", "24.71", "24.81", "25.32", "40.18"]
+    for row in rows:
+        assert row["mAP"] in output
+        assert read(world / "results" / "icir" / row["variant"] / "mAP_table.csv")
+
+
+def _synthetic(folder: Path) -> list[str]:
+    return ["--path_to_synthetic_data", str(folder / "synthetic_data")]
+
+
+def test_a_sweep_writes_a_row_a_point_equal_to_single_runs_and_a_plot(world):
+    axes = ["harris_lambda=0,0.1,0.2", "aa=0.2,0.5"]
+    output = succeed(world, "--method", "basic", "--use_preset", "--sweep", *axes)
+    folder = world / "results" / "icir" / "basic_sweep"
+    rows = read(folder / "mAP_table.csv")
+    at = {(row["harris_lambda"], row["aa"]): row["mAP"] for row in rows}
+    assert len(at) == 6
+    # The reference's own figures at these points.
+    assert (at["0", "0.2"], at["0.1", "0.2"]) == ("41.49", "40.18")
+    assert (at["0.2", "0.2"], at["0.1", "0.5"]) == ("42.73", "39.79")
+    assert "best: " in output
+    for suffix in ("png", "svg"):
+        assert (folder / f"harris_lambda_aa.{suffix}").stat().st_size > 1000
+
+
+def test_a_sweep_of_fusion_weight_shows_both_ends_and_the_gain(world):
+    output = succeed(world, "--method", "sum", "--sweep", "fusion_weight=0:1:0.25")
+    folder = world / "results" / "icir" / "sum_sweep"
+    mean = {row["fusion_weight"]: float(row["mAP"]) for row in read(folder / "mAP_table.csv")}
+    assert (mean["0"], mean["0.5"], mean["1"]) == (7.51, 24.81, 24.71)
+    gain = float(output.split("composition gain: ")[1].split()[0])
+    assert gain == pytest.approx(max(mean.values()) - 24.71, abs=0.011)  # of means not yet rounded
+    assert (folder / "fusion_weight.png").exists()
+
+
+def test_the_ablation_is_one_table(world):
+    output = succeed(world, "--method", "basic", "--use_preset", "--ablation")
+    rows = read(world / "results" / "icir" / "basic_ablation" / "mAP_table.csv")
+    at = {row["components"]: row["mAP"] for row in rows}
+    assert at["+ Harris (full)"] == "40.18"
+    assert at["full - query expansion"] == "40.86"
+    assert at["full - projection"] == "41.97"
+    assert at["full - contextualization"] == "40.83"
+    assert at["full - normalisation"] == "41.98"
+    assert all(label in output for label in at)
+
+
+def test_float16_features_give_nearly_the_same(world, tmp_path):
+    half = write_native_world(tmp_path / "half", dtype=np.float16)
+    succeed(half, "--method", "basic", "--use_preset")
+    (row,) = read(half / "results" / "icir" / "basic" / "mAP_table.csv")
+    assert float(row["mAP"]) == pytest.approx(40.18, abs=0.1)
+
+
+def test_ties_are_bounded_and_reported(world):
+    means = {}
+    for ties in ("worst", "row", "best"):
+        done = run(world, "--method", "product", "--ties", ties)
+        folder = "product" if ties == "row" else f"product_ties_{ties}"
+        means[ties] = read(world / "results" / "icir" / folder / "mAP_table.csv")[-1]
+        assert "in 43 queries a positive ties with a negative" in done.stderr
+    assert {row["tied_queries"] for row in means.values()} == {"43"}
+    worst, row, best = (float(means[ties]["mAP"]) for ties in ("worst", "row", "best"))
+    assert worst < row < best
+
+
+def test_queries_without_positives_stay_in_the_means_and_are_counted(world, tmp_path):
+    folder = copy_world(world, tmp_path / "copy")
+    table = folder / "features/clip_features/icir/query.csv"
+    lines = table.read_text(encoding="utf-8").splitlines()
+    lines[1] = lines[1].replace(",at night,", ",at no time,")
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    done = run(folder, "--method", "text")
+    assert "warning: 1 of 70 queries have no positive; each scores 0" in done.stderr
+    assert read(folder / "results" / "icir" / "text" / "APs.csv")[0]["AP"] == "0.0"
+
+
+# --- mistakes ----------------------------------------------------------------------------------
+
+
+def spoil_instance(folder: Path) -> None:
+    table = folder / "features/clip_features/icir/query.csv"
+    table.write_text(table.read_text("utf-8").replace("temple_of_poseidon\n", "nowhere\n"))
+
+
+def spoil_corpus_dimension(folder: Path) -> None:
+    path = folder / "features/clip_features/corpus/generic_styles.npy"
+    np.save(path, np.ones((9, 5), dtype=np.float32))
+
+
+def spoil_corpus_model(folder: Path) -> None:
+    path = folder / "features/clip_features/corpus/generic_styles.json"
+    path.write_text(json.dumps({"model": {"model": "another"}}))
+
+
+def spoil_database_row(folder: Path) -> None:
+    path = folder / "features/clip_features/icir/database_image.npy"
+    rows = np.load(path)
+    rows[41] = 0
+    np.save(path, rows)
+
+
+def spoil_with_pickle(folder: Path) -> None:
+    data = folder / "features/clip_features/icir"
+    (data / "manifest.json").unlink()
+    for split in ("query", "database"):
+        content = pickle.dumps({"image_feats": Path})
+        (data / f"{split}_icir_features.pkl").write_bytes(content)
+
+
+MISTAKES = {
+    "no features": (
+        lambda f: (f / "features/clip_features/icir/manifest.json").unlink(),
+        [],
+        "holds no finished features",
+    ),
+    "no such data set": (None, ["--dataset", "other"], "--dataset other --backbone clip"),
+    "no such backbone": (None, ["--backbone", "RN50/openai"], "RN50-openai_features"),
+    "unknown corpus": (
+        None,
+        ["--specified_corpus", "nonsense"],
+        "no features of the corpus 'nonsense'",
+    ),
+    "corpus of another dimension": (
+        spoil_corpus_dimension,
+        [],
+        "generic_styles.json has 5 dimensions but",
+    ),
+    "corpus of another model": (spoil_corpus_model, [], "come from different models: model is"),
+    "queries without a database": (spoil_instance, [], "the instance 'nowhere' has queries but no"),
+    "no image mean": (
+        lambda f: mean_path(f / "data", "clip").unlink(),
+        [],
+        "no image mean for clip",
+    ),
+    "no normalisation features": (
+        lambda f: synthetic_path(f / "synthetic_data", "clip").unlink(),
+        [],
+        "no normalisation features for clip",
+    ),
+    "no contextualised texts": (
+        lambda f: (f / "features/clip_features/icir/query_context_text.npy").unlink(),
+        [],
+        "has no contextualised query texts",
+    ),
+    "a zero row": (spoil_database_row, [], "database_image.npy: row 42 is zero or not finite"),
+    "a hostile pickle": (spoil_with_pickle, [], "is refused"),
+    "a flag without effect": (None, ["--fusion_weight", "0.3"], "--fusion_weight has no effect"),
+    "all with a sweep": (None, ["--method", "all", "--sweep", "aa=0,1"], "needs one method"),
+    "top_k with bounds": (None, ["--ties", "best", "--top_k", "3"], "rankings need --ties row"),
+    "negative top_k": (None, ["--top_k", "-3"], "--top_k -3"),
+    "too many axes named twice": (None, ["--sweep", "aa=0", "aa=1"], "names a parameter twice"),
+}
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_a_mistake_is_one_line_with_status_2_and_writes_nothing(world, tmp_path, name):
+    spoil, flags, message = MISTAKES[name]
+    folder = world
+    if spoil:
+        folder = copy_world(world, tmp_path / "copy")
+        spoil(folder)
+    done = run(
+        folder, "--method", "basic", "--use_preset", *flags, "--results_dir", str(tmp_path / "out")
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
