@@ -1,0 +1,30 @@
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+TINY   := --dataset tiny --backbone tiny
+
+.PHONY: install test lint demo clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The whole toolkit on the tiny world: data set, features, five methods, report.
+demo: install
+	$(BIN)/python data/tiny/make_split.py
+	$(BIN)/python create_features.py --dataset corpus --backbone tiny
+	$(BIN)/python create_features.py $(TINY) --icir_source wds
+	$(BIN)/python run_retrieval.py $(TINY) --method all --use_preset --report
+
+clean:
+	rm -rf features/tiny_features results/tiny
