@@ -64,14 +64,11 @@ def is_held_out(combination: tuple[str, ...]) -> bool:
 
 def draw_thing(rng: np.random.Generator, held_out: bool, **fixed: str) -> Thing:
     """A random thing with the attributes in `fixed`, on the asked side of the training split."""
+    tables = (FAMILIES, COLOURS, COLOURS, PATTERNS, EMBLEMS)
+    names = ("family", "colour", "second", "pattern", "emblem")
     for _ in range(10_000):
-        chosen = {
-            "family": str(rng.choice(list(FAMILIES))),
-            "colour": str(rng.choice(list(COLOURS))),
-            "second": str(rng.choice(list(COLOURS))),
-            "pattern": str(rng.choice(PATTERNS)),
-            "emblem": str(rng.choice(EMBLEMS)),
-        } | fixed
+        drawn = (tuple(table)[rng.integers(len(table))] for table in tables)
+        chosen = dict(zip(names, drawn, strict=True)) | fixed
         thing = Thing(**chosen, detail=tuple(float(x) for x in rng.random(3)))
         if thing.colour != thing.second and is_held_out(thing.combination) == held_out:
             return thing
