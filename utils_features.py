@@ -31,8 +31,10 @@ HF_HUB = "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 
-# Distinct texts that are tokenised and sorted by length together.
+# Distinct texts that are tokenised, and sorted to find their shared beginnings, together.
 TEXTS_AT_ONCE = 16_384
+# Tokens encoded together by a causal text tower; attention costs their square.
+TREE_TOKENS = 512
 # Distinct texts whose contextual averages are summed up together (each brings 2 prompts a word).
 CONTEXTS_AT_ONCE = 4_096
 
@@ -223,29 +225,93 @@ def make_preprocess(transform: Any) -> Preprocess:
 
 
 @dataclass(frozen=True)
-class CausalTextTower:
-    """A text transformer that may be given fewer tokens than its context without a change.
+class PrefixTree:
+    """Token sequences laid out so that a beginning they share stands there once.
 
-    Attention is causal and the feature is read at the end token, which therefore never sees what
-    follows it: the padding after the longest text of a batch need not be computed.
+    tokens[n], depths[n], parents[n]: the token of node n, its position in the sequence, and the
+    node of the token before it (-1 at the start). ends[i] is the last node of sequence rows[i].
+    """
+
+    tokens: list[int]
+    depths: list[int]
+    parents: list[int]
+    rows: list[int]
+    ends: list[int]
+
+    def ancestors(self) -> np.ndarray:
+        """What each node comes after, itself included: (nodes, nodes) bool."""
+        seen = np.eye(len(self.tokens), dtype=bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        return seen
+
+
+def grow_trees(
+    sequences: Sequence[tuple[int, ...]], max_rows: int, max_tokens: int = TREE_TOKENS
+) -> Iterator[PrefixTree]:
+    """Lay sequences out as prefix trees of at most max_rows sequences and max_tokens nodes each.
+
+    In sorted order a sequence shares its longest beginning with the one before it.
+    """
+    tree = PrefixTree([], [], [], [], [])
+    path: list[int] = []  # the nodes of the sequence before
+    for row in sorted(range(len(sequences)), key=sequences.__getitem__):
+        sequence = sequences[row]
+        if len(tree.rows) == max_rows or len(tree.tokens) + len(sequence) > max_tokens:
+            if tree.rows:
+                yield tree
+            tree, path = PrefixTree([], [], [], [], []), []
+        shared = 0
+        while shared < min(len(path), len(sequence)) and (
+            tree.tokens[path[shared]] == sequence[shared]
+        ):
+            shared += 1
+        del path[shared:]
+        for depth, token in enumerate(sequence[shared:], shared):
+            tree.parents.append(path[-1] if path else -1)
+            path.append(len(tree.tokens))
+            tree.tokens.append(token)
+            tree.depths.append(depth)
+        tree.rows.append(row)
+        tree.ends.append(path[-1])
+    if tree.rows:
+        yield tree
+
+
+@dataclass(frozen=True)
+class CausalTextTower:
+    """A text transformer whose feature of a text depends on its tokens up to the end token alone.
+
+    Attention is causal and the feature is read at the end token, which never sees the padding
+    after it; and what a token becomes depends on those before it, so texts that begin alike (the
+    prompts of one word or one text) share that work. Both savings are exact.
     """
 
     module: torch.nn.Module
     pool_type: str  # "argmax": the end token has the highest id; "eos": its id is eos_id
     eos_id: int | None
 
-    def end(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Position of the end token in each row of tokens (B, L), as (B,) int64."""
-        if self.pool_type == "eos":
-            tokens = (tokens == self.eos_id).int()
-        return tokens.argmax(dim=-1)
+    def sequences(self, tokens: torch.Tensor) -> list[tuple[int, ...]]:
+        """The rows of tokens (n, L), each cut after its end token."""
+        ends = ((tokens == self.eos_id).int() if self.pool_type == "eos" else tokens).argmax(dim=-1)
+        rows = zip(tokens.tolist(), ends.tolist(), strict=True)
+        return [tuple(row[: end + 1]) for row, end in rows]
 
-    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Features (B, D) of tokens (B, L) on the device, L up to the context length."""
-        tower, length = self.module, tokens.shape[1]
-        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]  # (B, L, W)
-        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        x = tower.ln_final(x[range(len(x)), self.end(tokens)])  # (B, W)
+    def encode(self, tree: PrefixTree, device: torch.device) -> torch.Tensor:
+        """Features (n, D) of a tree's n sequences."""
+        import torch
+
+        tower = self.module
+        tokens, depths, ends = (
+            torch.tensor(numbers, device=device)
+            for numbers in (tree.tokens, tree.depths, tree.ends)
+        )
+        unseen = torch.from_numpy(~tree.ancestors()).to(device)
+        mask = torch.zeros(unseen.shape, device=device).masked_fill_(unseen, float("-inf"))
+        x = tower.token_embedding(tokens) + tower.positional_embedding[depths]  # (nodes, W)
+        x = tower.transformer(x[None], attn_mask=mask)[0]
+        x = tower.ln_final(x[ends])  # (n, W)
         if tower.text_projection is None:
             return x
         projection = tower.text_projection
@@ -386,39 +452,38 @@ class Encoder:
     def _encode_distinct(
         self, texts: list[str], batch_size: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Encode texts in batches of similar length: positions (B,) and features (B, D) of each.
+        """Encode texts batch by batch: positions in the list (B,) and features (B, D) of each.
 
         The batches follow from the list alone, so that a run done again gives the same bits.
         """
-        import torch
-
+        tower = find_causal_tower(self.model)
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             tokens = self.tokenizer(texts[start : start + TEXTS_AT_ONCE])
-            lengths = self._lengths(tokens)
-            order = torch.argsort(lengths, stable=True)
-            for batch in order.split(batch_size):
-                length = int(lengths[batch].max())
-                yield start + batch.numpy(), self._encode_tokens(tokens[batch, :length])
-
-    def _lengths(self, tokens: torch.Tensor) -> torch.Tensor:
-        """How many tokens of each row (B, L) the feature depends on, (B,) int64."""
-        import torch
-
-        tower = find_causal_tower(self.model)
-        if tower is None:
-            return torch.full((len(tokens),), tokens.shape[1])
-        return tower.end(tokens) + 1
-
-    def _encode_tokens(self, tokens: torch.Tensor) -> np.ndarray:
-        """Features (B, D) float32 of tokens (B, L)."""
-        with self._inference():
-            tokens = tokens.to(self.device)
-            tower = find_causal_tower(self.model)
             if tower is None:
-                features = self.model.encode_text(tokens, normalize=False)
+                batches = self._encode_whole(tokens, batch_size)
             else:
-                features = tower.encode(tokens)
-            return features.float().cpu().numpy()
+                batches = self._encode_trees(tower, tokens, batch_size)
+            for rows, features in batches:
+                yield start + np.asarray(rows), features.float().cpu().numpy()
+
+    def _encode_whole(
+        self, tokens: torch.Tensor, batch_size: int
+    ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+        """Encode tokens (n, L) at full length, by the model's own call."""
+        for first in range(0, len(tokens), batch_size):
+            batch = tokens[first : first + batch_size]
+            with self._inference():
+                features = self.model.encode_text(batch.to(self.device), normalize=False)
+            yield range(first, first + len(batch)), features
+
+    def _encode_trees(
+        self, tower: CausalTextTower, tokens: torch.Tensor, batch_size: int
+    ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+        """Encode tokens (n, L) as trees of shared beginnings."""
+        for tree in grow_trees(tower.sequences(tokens), batch_size):
+            with self._inference():
+                features = tower.encode(tree, self.device)
+            yield tree.rows, features
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:

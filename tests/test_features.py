@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import pickle
@@ -26,6 +27,7 @@ from utils_features import (
     decode_image,
     find_backbone,
     find_causal_tower,
+    grow_trees,
     list_backbones,
     load_encoder,
     make_preprocess,
@@ -481,22 +483,51 @@ def test_image_features_of_every_architecture(architecture):
     assert plain.shape[1] == encoder.dim
 
 
-def spy_on_tokens(encoder: Encoder, monkeypatch) -> list[torch.Tensor]:
-    """Record the token batches that reach the embedding of an encoder's text tower."""
+def spy_on_tokens(encoder: Encoder, monkeypatch) -> list[int]:
+    """Record how many tokens reach the embedding of an encoder's text tower, call by call."""
     seen = []
     embedding = getattr(encoder.model, "text", encoder.model).token_embedding
     forward = embedding.forward
-    monkeypatch.setattr(embedding, "forward", lambda tokens: seen.append(tokens) or forward(tokens))
+
+    def record(tokens: torch.Tensor) -> torch.Tensor:
+        seen.append(tokens.numel())
+        return forward(tokens)
+
+    monkeypatch.setattr(embedding, "forward", record)
     return seen
 
 
 def test_only_the_tokens_that_matter_are_encoded(architecture, monkeypatch):
     encoder, may_cut = architecture
     seen = spy_on_tokens(encoder, monkeypatch)
-    encoder.encode_texts(["a cat", "word " * 200, "a cat", "dog"], 2)
+    encoder.encode_texts(["a cat", "word " * 200, "a cat", "dog", "a cat here"], 3)
     full = encoder.context_length
-    expected = [(2, 4), (1, full)] if may_cut else [(2, full), (1, full)]
-    assert [tuple(tokens.shape) for tokens in seen] == expected
+    # start, a, cat, end, here, end; start, dog, end | the long text, whose end is cut off too
+    assert seen == ([8, full] if may_cut else [3 * full, full])
+
+
+def test_trees_hold_every_sequence_once_and_share_beginnings():
+    random = np.random.default_rng(0)
+    sequences = [tuple(random.integers(0, 3, random.integers(1, 7)).tolist()) for _ in range(200)]
+    sequences = list(dict.fromkeys(sequences))
+    trees = list(grow_trees(sequences, max_rows=20, max_tokens=30))
+    assert sorted(row for tree in trees for row in tree.rows) == list(range(len(sequences)))
+    for tree in trees:
+        assert len(tree.rows) <= 20
+        assert len(tree.tokens) <= 30
+        ancestors = tree.ancestors()
+        prefixes = set()
+        for row, end in zip(tree.rows, tree.ends, strict=True):
+            path = np.flatnonzero(ancestors[end])
+            assert tuple(tree.tokens[node] for node in path) == sequences[row]
+            assert [tree.depths[node] for node in path] == list(range(len(path)))
+            prefixes |= {sequences[row][:depth] for depth in range(1, len(path) + 1)}
+        assert len(tree.tokens) == len(prefixes)
+
+
+def test_a_sequence_longer_than_a_tree_gets_its_own():
+    trees = list(grow_trees([(1, 2, 3), (1,), (2,)], max_rows=9, max_tokens=2))
+    assert [tree.rows for tree in trees] == [[1], [0], [2]]
 
 
 def test_a_row_does_not_depend_on_its_batch(encoder):
@@ -521,7 +552,7 @@ def test_progress_adds_up_to_the_rows(encoder):
     told = []
     encoder.encode_texts(TEXTS, 2, told.append)
     assert sum(told) == len(TEXTS)
-    assert len(told) == 4
+    assert len(told) > 1
     told.clear()
     encoder.encode_contextual_texts(TEXTS, ["dog", "red bus"], 3, told.append)
     assert sum(told) == len(TEXTS)
@@ -562,12 +593,18 @@ def test_contextual_features_do_not_depend_on_the_block_of_texts(encoder, monkey
     assert np.abs(whole - parts).max() < 1e-6
 
 
-def test_each_distinct_prompt_is_encoded_once(encoder, monkeypatch):
-    seen = spy_on_tokens(encoder, monkeypatch)
-    encoder.encode_contextual_texts(CONTEXT_TEXTS, WORDS, 5)
+def test_each_distinct_prompt_is_encoded_once(encoder):
+    tokenised = []
+
+    def tokenizer(texts: list[str]) -> torch.Tensor:
+        tokenised.extend(texts)
+        return encoder.tokenizer(texts)
+
+    spied = dataclasses.replace(encoder, tokenizer=tokenizer)
+    spied.encode_contextual_texts(CONTEXT_TEXTS, WORDS, 5)
     prompts = {f"{w} {t}" for w in WORDS for t in CONTEXT_TEXTS}
     prompts |= {f"{t} {w}" for w in WORDS for t in CONTEXT_TEXTS}
-    assert sum(len(tokens) for tokens in seen) == len(prompts)
+    assert sorted(tokenised) == sorted(prompts)
     assert len(prompts) < 2 * len(WORDS) * len(set(CONTEXT_TEXTS))  # "dog at night" comes twice
 
 
