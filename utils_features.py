@@ -575,7 +575,7 @@ def _load_model(backbone: str, spec: Backbone) -> tuple[torch.nn.Module, Any, An
     except Exception as error:  # the hub, the file and the architecture each raise their own
         raise UserError(
             f"--backbone {backbone}: {_name_files(spec)} could not be loaded "
-            f"({_first_words(error)}); {_loading_advice(spec)}"
+            f"({_first_words(error)}); {_loading_advice(spec, error)}"
         ) from error
 
 
@@ -597,7 +597,9 @@ def _name_files(spec: Backbone) -> str:
     return f"the weights {spec.pretrained} of {spec.model} ({source})"
 
 
-def _loading_advice(spec: Backbone) -> str:
+def _loading_advice(spec: Backbone, error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return "its tokenizer or tower needs that package: pip install transformers sentencepiece"
     if spec.model.startswith(LOCAL_DIR):
         return "the folder must hold an open_clip configuration and the weights that fit it"
     return (

@@ -159,6 +159,14 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path, small_clip, spoil, messa
         load_encoder(f"local-dir:{tmp_path}", CPU)
 
 
+def test_a_missing_package_is_named(make_clip, monkeypatch):
+    config = {**SMALL_CLIP, "text_cfg": {**TEXT_CFG, "hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}}
+    folder = make_clip("hub tokenizer", config)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"transformers.*pip install transformers"):
+        load_encoder(f"local-dir:{folder}", CPU)
+
+
 def test_an_unknown_precision_is_refused(small_clip):
     with pytest.raises(UserError, match="fp32, bf16, fp16"):
         load_encoder(f"local-dir:{small_clip}", CPU, "int8")
