@@ -162,7 +162,7 @@ def select_device(gpu: int) -> torch.device:
 # ---------------------------------------------------------------------------------------------
 
 TIE_RULES = ("row", "best", "worst")
-PAIRS_AT_ONCE = 1 << 22  # (positive, database row) pairs compared in one step: bounds the memory
+PAIRS_AT_ONCE = 1 << 20  # (positive, database row) pairs compared in one step: fits the caches
 
 
 def positive_ranks(
@@ -180,12 +180,13 @@ def positive_ranks(
     value = scores[query, position]
     higher, equal = torch.empty_like(query), torch.empty_like(query)
     step = max(1, PAIRS_AT_ONCE // scores.shape[1])
-    chunks = [slice(start, start + step) for start in range(0, len(query), step)]
-    for chunk in chunks:
+    for start in range(0, len(query), step):
+        chunk = slice(start, start + step)
         rows, own = scores.index_select(0, query[chunk]), value[chunk, None]  # (C, N), (C, 1)
         # Written and summed as floats: several times faster than as bools, and exact below 2**24.
-        higher[chunk] = torch.gt(rows, own, out=torch.empty_like(rows)).sum(1).long()
-        equal[chunk] = rows.ge_(own).sum(1).long() - higher[chunk] - 1
+        higher[chunk] = torch.gt(rows, own, out=torch.empty_like(rows)).sum(1)
+        equal[chunk] = rows.ge_(own).sum(1)
+    equal -= higher + 1
     if not equal.any():
         return higher, torch.zeros_like(query, dtype=torch.bool)
     twin, twin_earlier = _equal_positives(query, value)

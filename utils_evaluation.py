@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from utils_storage import ArrayRows, Features, MappedRows
 if TYPE_CHECKING:
     import torch
 
+SCORES_AT_ONCE = 1 << 22  # of several runs' score matrices ranked together
 PINNED_BYTES = 256 << 20  # size of each of the two buffers through which rows go to the GPU
 
 
@@ -203,13 +205,32 @@ class _Collector:
         self.top_k = top_k
         self.ranks, self.tied, self.top = [], [], []
 
-    def add(self, scores: torch.Tensor, positive: tuple, ties: str) -> None:
-        ranks, tied = positive_ranks(scores, *positive, ties=ties)
+    def add(self, scores: torch.Tensor, ranks: torch.Tensor, tied: torch.Tensor) -> None:
         self.ranks.append(ranks)
         self.tied.append(tied)
         if self.top_k:
             ordered = scores.sort(dim=1, descending=True, stable=True)
             self.top.append([part[:, : self.top_k].cpu().numpy() for part in ordered])
+
+
+def _batches(pairs: Iterator, size: int) -> Iterator[list]:
+    """Pairs in order, at most `size` at a time, at least one."""
+    while batch := list(islice(pairs, max(1, size))):
+        yield batch
+
+
+def _rank(pairs: list[tuple[_Collector, torch.Tensor]], positive: tuple, ties: str) -> None:
+    """Rank the positives of a block in several runs' scores (Q, N), stacked."""
+    import torch
+
+    query, row = positive
+    count, runs = len(pairs[0][1]), len(pairs)
+    start = torch.arange(runs, device=query.device)[:, None] * count
+    stacked = torch.cat([scores for _, scores in pairs]) if runs > 1 else pairs[0][1]
+    ranks, tied = positive_ranks(stacked, (query + start).flatten(), row.repeat(runs), ties)
+    parts = zip(pairs, ranks.view(runs, -1), tied.view(runs, -1), strict=True)
+    for (collector, scores), own_ranks, own_tied in parts:
+        collector.add(scores, own_ranks, own_tied)
 
 
 def evaluate(
@@ -245,8 +266,9 @@ def evaluate(
             )
             for method, points, numbers in prepared:
                 matrices = METHODS[method].scores(own, gallery, points)
-                for number, scores in zip(numbers, matrices, strict=True):
-                    collectors[number].add(scores, positive, ties)
+                pairs = zip((collectors[number] for number in numbers), matrices, strict=True)
+                for some in _batches(pairs, SCORES_AT_ONCE // (len(block) * len(block.queries))):
+                    _rank(some, positive, ties)
     positives, order = _positives(blocks)
     evaluations = []
     for run, collector in zip(runs, collectors, strict=True):
@@ -273,9 +295,14 @@ def evaluate(
 
 
 def _by_method(runs: Sequence[Run], assets: Assets):
-    """For each method its prepared points and the numbers of their runs."""
+    """For each method its prepared points and the numbers of their runs.
+
+    Runs are put in the order of their parameters, so that those that differ in the last ones alone
+    (harris_lambda) lie side by side and share most.
+    """
     for method in dict.fromkeys(run.method for run in runs):
         numbers = [number for number, run in enumerate(runs) if run.method == method]
+        numbers.sort(key=lambda number: astuple(runs[number].parameters))
         parameters = [runs[number].parameters for number in numbers]
         yield method, METHODS[method].prepare(parameters, assets), numbers
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 EXPANSION_TEMPERATURE = 0.1  # weights exp(0.1 s) of the neighbours, exp(0.1) of the query
 COVARIANCE_OFFSET = 1e-5  # added to every entry of C, as the reference does
 SYNTHETIC_ROWS_AT_ONCE = 4096
+IMAGE_VARIANTS_AT_ONCE = 8  # of a sweep, searched by one product: bounds the memory
 
 
 # ---------------------------------------------------------------------------------------------
@@ -81,6 +82,12 @@ class Gallery:
         """V (X - m)': (V, D) against all rows -> (V, N); mean: (D,) or None for zero."""
         similarity = (vectors @ self.raw.T).div_(self.length)
         return similarity if mean is None else similarity.sub_((vectors @ mean)[:, None])
+
+    def similarities(self, parts: Sequence[Tensor], mean: Tensor | None) -> tuple[Tensor, ...]:
+        """similarity of each part, (V_i, D) -> (V_i, N), by one product over the rows."""
+        import torch
+
+        return self.similarity(torch.cat(list(parts)), mean).split([len(part) for part in parts])
 
     def mean(self) -> Tensor:
         """The mean of X, (D,)."""
@@ -231,6 +238,22 @@ class BasicPoint:
     minima: tuple[float, float] | None
     assets: Assets
 
+    @property
+    def qe_k(self) -> int:
+        """Neighbours of query expansion, 0 where it is off."""
+        return self.parameters.qe_k if self.parameters.do_query_expansion else 0
+
+    @property
+    def mean_key(self) -> tuple[Tensor | None, bool]:
+        """The stored image mean, and whether the block's own takes its place."""
+        p = self.parameters
+        return self.image_mean, p.standardize_features and not p.use_laion_mean
+
+    @property
+    def image_variant(self) -> tuple:
+        """Points that agree in this have the same image similarity."""
+        return *self.mean_key, self.basis, self.qe_k
+
 
 def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoint]:
     """Do once per run what no block changes: means, projections, normalisation constants."""
@@ -284,23 +307,42 @@ def synthetic_minima(assets: Assets, m_i: Tensor | None, m_t: Tensor | None):
 
 
 def basic_scores(queries: Queries, gallery: Gallery, points: Sequence[BasicPoint]):
-    """BASIC's scores for every point: yields (Q, N). Points share what they have in common.
+    """BASIC's scores for every point: yields (Q, N). Neighbouring points share what they can."""
+    for some in _neighbours(points):
+        yield from _basic_scores(queries, gallery, some)
 
-    The stages are cached by their arguments (tensors by identity) for this block only.
-    """
+
+def _neighbours(points: Sequence[BasicPoint]) -> Iterator[list[BasicPoint]]:
+    """Runs of points with at most IMAGE_VARIANTS_AT_ONCE different image similarities."""
+    some, variants = [], set()
+    for point in points:
+        if point.image_variant not in variants and len(variants) == IMAGE_VARIANTS_AT_ONCE:
+            yield some
+            some, variants = [], set()
+        some.append(point)
+        variants.add(point.image_variant)
+    yield some
+
+
+def _basic_scores(queries: Queries, gallery: Gallery, points: Sequence[BasicPoint]):
+    """The scores of a few points: every stage is cached by its arguments, tensors by identity."""
 
     @cache
-    def block_mean() -> Tensor:
-        return gallery.mean()
+    def image_mean(stored: Tensor | None, own: bool) -> Tensor | None:
+        return gallery.mean() if own else stored
 
     @cache
-    def image_similarity(m_i: Tensor | None, basis: Tensor | None, qe_k: int) -> Tensor:
+    def image_similarities(m_i: Tensor | None, qe_k: int) -> dict[Tensor | None, Tensor]:
+        """basis -> s_i (Q, N), for all bases that occur, in one product over the gallery."""
+        alike = (p for p in points if image_mean(*p.mean_key) is m_i and p.qe_k == qe_k)
+        bases = list(dict.fromkeys(point.basis for point in alike))
         images = queries.image if m_i is None else queries.image - m_i
-        projected = project(images, basis)
+        vectors = [project(images, basis) for basis in bases]
         if qe_k:
-            similarity = gallery.similarity(projected, m_i)
-            projected = project(expand_queries(images, similarity, gallery, m_i, qe_k), basis)
-        return gallery.similarity(projected, m_i)
+            similarities = gallery.similarities(vectors, m_i)
+            expanded = [expand_queries(images, s, gallery, m_i, qe_k) for s in similarities]
+            vectors = [project(e, basis) for e, basis in zip(expanded, bases, strict=True)]
+        return dict(zip(bases, gallery.similarities(vectors, m_i), strict=True))
 
     @cache
     def text_similarity(m_i: Tensor | None, m_t: Tensor | None, contextualize: bool) -> Tensor:
@@ -317,9 +359,8 @@ def basic_scores(queries: Queries, gallery: Gallery, points: Sequence[BasicPoint
 
     for point in points:
         p = point.parameters
-        own_mean = p.standardize_features and not p.use_laion_mean
-        m_i = block_mean() if own_mean else point.image_mean
-        s_i = image_similarity(m_i, point.basis, p.qe_k if p.do_query_expansion else 0)
+        m_i = image_mean(*point.mean_key)
+        s_i = image_similarities(m_i, point.qe_k)[point.basis]
         s_t = text_similarity(m_i, point.text_mean, p.contextualize)
         if p.normalize_similarities:
             a, b = point.minima or synthetic_minima(point.assets, m_i, point.text_mean)
