@@ -1,8 +1,8 @@
 """Write the tiny world's corpora and what its mean and normalisation features are made of.
 
 `python3 data/tiny/make_assets.py --out DIR` renders images of the training world into DIR/images,
-writes their captions to DIR/captions.csv (one column, no header, in the images' order) and the
-two text corpora to data/tiny/corpora. The README beside this file says which commands eat them.
+writes a caption of each to DIR/captions.csv (rows image_path,caption) and the two text corpora to
+data/tiny/corpora. The README beside this file says which commands eat them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ IMAGES = 1000
 def write_images(out: Path, count: int, workers: int) -> None:
     """Render the first images of the training world with a caption each."""
     (out / "images").mkdir(parents=True, exist_ok=True)
+    rng, rows = np.random.default_rng(0), []
     for number, pixels in enumerate(render_samples(count, held_out=False, workers=workers)):
-        Image.fromarray(pixels).save(out / "images" / f"{number:05d}.png")
-    rng = np.random.default_rng(0)
-    captions = [caption(*draw_sample(i, held_out=False), rng)[0] for i in range(count)]
+        name = f"{number:05d}.png"
+        Image.fromarray(pixels).save(out / "images" / name)
+        rows.append((name, caption(*draw_sample(number, held_out=False), rng)[0]))
     with open(out / "captions.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([text] for text in captions)
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def main() -> None:
