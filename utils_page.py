@@ -479,9 +479,8 @@ if (report.methods.length > 1) {
   byId("around").classList.toggle("scroll", report.methods.length > 5);
   byId("table").style.minWidth = `${480 + 120 * report.methods.length}px`;
 }
-for (const id of ["search", "instance", "method", "low", "high"]) {
-  byId(id).addEventListener("input", showTable);
-}
+for (const id of ["search", "low", "high"]) byId(id).addEventListener("input", showTable);
+for (const id of ["instance", "method"]) byId(id).addEventListener("change", showTable);
 window.addEventListener("hashchange", follow);
 window.addEventListener("keydown", followKey);
 showTable();

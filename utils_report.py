@@ -184,7 +184,7 @@ def _collect_run(evaluation: Evaluation, query: int, top_k: int, kind, place) ->
     ranks, positives = evaluation.positive_ranks[query], evaluation.positive_rows[query]
     missed = np.flatnonzero(ranks >= len(rows))
     return {
-        "ap": round(float(evaluation.ap[query]), 5),
+        "ap": round(float(evaluation.ap[query]), 9),
         "first": int(ranks[0]) + 1 if len(ranks) else None,
         "found": len(ranks) - len(missed),
         "tied": bool(evaluation.tied[query]),

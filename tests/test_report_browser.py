@@ -1,0 +1,425 @@
+"""A report in a real browser (headless Chromium), as run_retrieval.py writes it."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from report_world import HOSTILE, LOST, UNANSWERED, make_world
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+selenium = pytest.importorskip("selenium", reason="selenium is not installed: no browser tests")
+if not (CHROMIUM and DRIVER):
+    pytest.skip(
+        "chromium or chromedriver is not installed: no browser tests", allow_module_level=True
+    )
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+TOP_K = 6
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--disable-dev-shm-usage", "--window-size=1280,900"),
+]
+CLASS_OF_FLAG = {"1": {"positive"}, "0": {"same", "other"}}
+
+
+def run_retrieval(*flags) -> None:
+    command = [sys.executable, "run_retrieval.py", *map(str, flags)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A drawn data set with reports: of method sum (top 6), of each other one, and of all rows."""
+    world = make_world(tmp_path_factory.mktemp("world"))
+    for method in ("sum", "image"):
+        run_retrieval(*world.flags(), "--method", method, "--top_k", TOP_K, "--report")
+    results = world.folder / "results" / "world"
+    run_retrieval("--compare", results / "image", results / "sum")
+    return world
+
+
+@pytest.fixture(scope="module")
+def report(world) -> Path:
+    return world.folder / "results" / "world" / "sum" / "report" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(session):
+    """The browser, on an empty page; after the test, whatever it complained of fails the test."""
+    session.get("about:blank")
+    for kind in ("browser", "performance"):
+        session.get_log(kind)
+    yield session
+    assert [entry["message"] for entry in session.get_log("browser")] == []
+
+
+def open_page(browser, page: Path, fragment: str = "") -> None:
+    browser.get("about:blank")
+    browser.get(page.as_uri() + fragment)
+
+
+def find(browser, selector: str) -> list:
+    return browser.find_elements(By.CSS_SELECTOR, selector)
+
+
+def shown(browser, column: str) -> list[str]:
+    """The texts of a column in the table, from the top; the column is named by its sort key."""
+    return browser.execute_script(
+        """
+        const at = [...document.querySelectorAll("th[data-key]")]
+          .findIndex((cell) => cell.dataset.key === arguments[0]);
+        return [...document.querySelectorAll("#body tr")]
+          .map((row) => (row.cells[at].querySelector("a") || row.cells[at]).textContent);
+        """,
+        column,
+    )
+
+
+def sort_by(browser, column: str) -> str:
+    """Click a column's head; returns what the head then says of its order."""
+    head = find(browser, f'th[data-key="{column}"]')[0]
+    head.find_element(By.TAG_NAME, "button").click()
+    return head.get_attribute("aria-sort")
+
+
+def wait_until(browser, what) -> None:
+    WebDriverWait(browser, 20, poll_frequency=0.05).until(lambda _: what())
+
+
+def all_loaded(browser, selector: str) -> bool:
+    """Whether every image that is near enough to be loaded has come with pixels in it."""
+    images = find(browser, selector)
+    for image in images:
+        browser.execute_script("arguments[0].scrollIntoView()", image)
+    sizes = [browser.execute_script("return arguments[0].naturalWidth", image) for image in images]
+    return bool(images) and all(sizes)
+
+
+def requests_made(browser) -> list[str]:
+    """Every address the browser asked for since the test began."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+
+def test_the_table_lists_every_query(browser, world, report):
+    open_page(browser, report)
+    assert shown(browser, "text") == list(world.queries["text"])
+    assert shown(browser, "instance") == list(world.queries["instance"])
+    with open(report.parents[1] / "APs.csv", newline="", encoding="utf-8") as file:
+        expected = [f"{100 * float(row['AP']):.1f}" for row in csv.DictReader(file)]
+    assert shown(browser, "ap-0") == expected
+    assert "sum" in browser.find_element(By.ID, "means").text
+    assert (
+        browser.find_element(By.ID, "count").text == f"{len(expected)} of {len(expected)} queries"
+    )
+
+
+@pytest.mark.parametrize("column", ["ap-0", "positives", "first-0"])
+def test_the_table_sorts_by_numbers(browser, report, column):
+    open_page(browser, report)
+    assert sort_by(browser, column) == "ascending"
+    rising = shown(browser, column)
+    numbers = [float(text) for text in rising if text != "none"]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) > 1
+    assert sort_by(browser, column) == "descending"
+    falling = [float(text) for text in shown(browser, column) if text != "none"]
+    assert falling == numbers[::-1]
+    if column == "first-0":  # a query without positives is last either way
+        assert rising[-1] == shown(browser, column)[-1] == "none"
+
+
+def test_the_table_sorts_by_words(browser, report):
+    open_page(browser, report)
+    sort_by(browser, "instance")
+    assert shown(browser, "instance") == sorted(shown(browser, "instance"), key=str.lower)
+    assert len(find(browser, "th[aria-sort]")) == 1
+
+
+def test_the_table_filters(browser, world, report):
+    open_page(browser, report)
+    search = browser.find_element(By.ID, "search")
+    search.send_keys("SNOW, seen")
+    assert set(shown(browser, "text")) == {"in the snow, seen from above"}
+    search.send_keys(" from nowhere")
+    assert shown(browser, "text") == []
+    assert browser.find_element(By.ID, "nothing").is_displayed()
+    search.clear()
+    search.send_keys(Keys.SPACE)
+    Select(browser.find_element(By.ID, "instance")).select_by_visible_text("<b>clock</b>")
+    assert set(shown(browser, "instance")) == {"<b>clock</b>"}
+    Select(browser.find_element(By.ID, "instance")).select_by_index(0)
+    every = [float(ap) for ap in shown(browser, "ap-0")]
+    assert len(every) == len(world.queries)
+    browser.find_element(By.ID, "low").send_keys("20")
+    browser.find_element(By.ID, "high").send_keys("60")
+    within = [ap for ap in every if 20 <= ap <= 60]
+    assert [float(ap) for ap in shown(browser, "ap-0")] == within
+    assert 0 < len(within) < len(every)
+    assert browser.find_element(By.ID, "count").text == f"{len(within)} of {len(every)} queries"
+
+
+# --- a query -----------------------------------------------------------------------------------
+
+
+def test_frames_match_the_flags_of_the_table_of_best_rows(browser, report):
+    with open(report.parents[1] / f"top{TOP_K}.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    seen = set()
+    for query, row in enumerate(rows):
+        open_page(browser, report, f"#query-{query}")
+        hits = browser.execute_script(
+            """
+            return [...document.querySelectorAll(".ranked .hit")].map((hit) => [
+              hit.classList[1], hit.querySelector(".thumbnail, .missing").title,
+              hit.querySelector(".rank").textContent,
+              getComputedStyle(hit.querySelector(".frame")).borderTopStyle]);
+            """
+        )
+        assert len(hits) == TOP_K
+        for n, (kind, title, rank, style) in enumerate(hits, 1):
+            assert kind in CLASS_OF_FLAG[row[f"match_{n}"]]
+            assert row[f"path_{n}"] in title
+            assert rank == str(n)
+            assert style == ("dashed" if kind == "same" else "solid")
+            seen.add(kind)
+    assert seen == {"positive", "same", "other"}
+
+
+def test_thumbnails_load(browser, world, report):
+    open_page(browser, report)
+    wait_until(browser, lambda: all_loaded(browser, "#body img"))
+    clock = world.queries["instance"].eq("<b>clock</b>").argmax()  # its images are all there
+    open_page(browser, report, f"#query-{clock}")
+    wait_until(browser, lambda: all_loaded(browser, "#detail img"))
+    assert len(find(browser, ".ranked img")) == TOP_K
+    assert not find(browser, "#detail .missing")
+
+
+def test_queries_open_and_close_by_mouse_and_by_keyboard(browser, world, report):
+    open_page(browser, report)
+    sort_by(browser, "ap-0")
+    order = [int(row.get_attribute("data-query")) for row in find(browser, "#body tr")]
+    find(browser, "#body tr")[1].find_element(By.CLASS_NAME, "number").click()
+    texts = world.queries["text"]
+
+    def title() -> str:
+        return browser.find_element(By.ID, "title").get_property("textContent")
+
+    wait_until(browser, lambda: find(browser, "#title"))
+    assert title() == texts[order[1]]
+    assert not browser.find_element(By.ID, "overview").is_displayed()
+
+    def press(key: str) -> None:
+        browser.switch_to.active_element.send_keys(key)
+
+    def is_open(query: int) -> bool:
+        return browser.current_url.endswith(f"#query-{query}")
+
+    press(Keys.ARROW_RIGHT)
+    wait_until(browser, lambda: is_open(order[2]))
+    press(Keys.ARROW_LEFT)
+    press(Keys.ARROW_LEFT)
+    wait_until(browser, lambda: is_open(order[0]))
+    assert title() == texts[order[0]]
+    assert not find(browser, "#previous")
+    press(Keys.ESCAPE)
+    wait_until(browser, lambda: browser.find_element(By.ID, "overview").is_displayed())
+    assert not browser.find_element(By.ID, "detail").is_displayed()
+    focus = browser.switch_to.active_element
+    assert focus.get_attribute("href").endswith(f"#query-{order[0]}")
+    focus.send_keys(Keys.ENTER)
+    wait_until(browser, lambda: is_open(order[0]))
+    browser.back()
+    wait_until(browser, lambda: browser.find_element(By.ID, "overview").is_displayed())
+
+
+def test_missed_positives_are_listed_with_their_ranks(browser, world, report):
+    seen = 0
+    for query, row in world.queries.iterrows():
+        open_page(browser, report, f"#query-{query}")
+        found = len(find(browser, ".ranked .positive"))
+        missed = [int(rank.text) for rank in find(browser, ".missed .positive .rank")]
+        total = world.database["text"].eq(row.text) & world.database["instance"].eq(row.instance)
+        assert found + len(missed) == total.sum()
+        assert missed == sorted(missed)
+        assert all(rank > TOP_K for rank in missed)
+        seen += len(missed)
+        if row.text == UNANSWERED:
+            assert "no positives" in browser.find_element(By.CLASS_NAME, "facts").text
+    assert seen
+
+
+def test_a_lost_image_is_a_box_with_its_name(browser, world, tmp_path):
+    k = len(world.database)
+    flags = [*world.flags(), "--results_dir", tmp_path, "--method", "image", "--top_k", k]
+    run_retrieval(*flags, "--report")
+    page = tmp_path / "world" / "image" / "report" / "index.html"
+    for thumbnail in list((page.parent / "thumbnails").iterdir())[::3]:
+        thumbnail.unlink()  # as when a report was copied without them
+    queries = world.queries["instance"].eq("mug")
+    open_page(browser, page, f"#query-{queries.argmax()}")
+    wait_until(browser, lambda: all_loaded(browser, "#detail img"))
+    boxes = {box.text for box in find(browser, "#detail .missing")}
+    assert Path(LOST).name in boxes
+    assert len(boxes) > 1
+    # That the files are gone is the one thing the browser may say.
+    messages = [entry["message"] for entry in browser.get_log("browser")]
+    assert all("ERR_FILE_NOT_FOUND" in message for message in messages)
+
+
+# --- safety ------------------------------------------------------------------------------------
+
+
+def test_a_hostile_text_does_nothing(browser, world, report):
+    open_page(browser, report)
+    title = browser.title
+    query = int(world.queries["text"].eq(HOSTILE).argmax())
+    assert shown(browser, "text")[query] == HOSTILE
+    open_page(browser, report, f"#query-{query}")
+    wait_until(browser, lambda: all_loaded(browser, "#detail img"))
+    assert browser.find_element(By.ID, "title").get_property("textContent") == HOSTILE
+    assert browser.execute_script("return window.hacked === undefined")
+    assert browser.title == title
+    assert not find(browser, "img[src='x'], #overview b, #detail b")
+    assert len(find(browser, "script")) == 2
+
+
+def test_no_request_leaves_the_page(browser, report):
+    open_page(browser, report)
+    browser.execute_script(
+        "document.querySelectorAll('details').forEach((d) => { d.open = true; })"
+    )
+    wait_until(browser, lambda: all_loaded(browser, "#plots img"))
+    open_page(browser, report, "#query-1")
+    wait_until(browser, lambda: all_loaded(browser, "#detail img"))
+    addresses = [url for url in requests_made(browser) if not url.startswith("data:")]
+    folder = report.parent.as_uri()
+    assert len(addresses) > TOP_K
+    assert [url for url in addresses if not url.startswith(folder)] == []
+
+
+def test_the_page_may_not_reach_out(browser, report):
+    open_page(browser, report)
+    refused = browser.execute_async_script(
+        """
+        const done = arguments[0];
+        document.addEventListener("securitypolicyviolation", (e) => done(e.effectiveDirective));
+        new Image().src = "http://127.0.0.1:9/picture.png";
+        """
+    )
+    assert refused == "img-src"
+    assert all("Content Security Policy" in e["message"] for e in browser.get_log("browser"))
+
+
+# --- several methods, widths, the comparison ---------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def side_by_side(world) -> Path:
+    """A report of three methods, from the evaluations themselves."""
+    import torch
+
+    from utils_datasets import Dataset, ImageStore
+    from utils_evaluation import evaluate
+    from utils_report import write_report
+    from utils_retrieval import Assets
+    from utils_runs import DEFAULTS, Run
+    from utils_storage import load_features
+
+    features = load_features(world.folder / "features", "clip", "world")
+    runs = [Run(method, DEFAULTS, method) for method in ("image", "text", "sum")]
+    evaluations = evaluate(features, runs, Assets(), torch.device("cpu"), top_k=TOP_K)
+    images = ImageStore(Dataset("world", world.data))
+    folder = world.folder / "several"
+    tables = (world.queries, world.database)
+    return write_report(folder, evaluations, *tables, images, "world", TOP_K)
+
+
+def test_methods_stand_side_by_side(browser, side_by_side):
+    open_page(browser, side_by_side)
+    for m in range(3):
+        sort_by(browser, f"ap-{m}")
+        values = [float(ap) for ap in shown(browser, f"ap-{m}")]
+        assert values == sorted(values)
+    every = shown(browser, "ap-2")
+    Select(browser.find_element(By.ID, "method")).select_by_visible_text("sum")
+    browser.find_element(By.ID, "low").send_keys("50")
+    assert sorted(shown(browser, "ap-2")) == sorted(ap for ap in every if float(ap) >= 50)
+    open_page(browser, side_by_side, "#query-2")
+    wait_until(browser, lambda: all_loaded(browser, "#detail img"))
+    sections = find(browser, ".method")
+    assert [s.find_element(By.TAG_NAME, "h2").text for s in sections] == ["image", "text", "sum"]
+    lists = find(browser, ".ranked")
+    assert len({box.rect["y"] for box in lists}) == 1
+    assert len({box.rect["x"] for box in lists}) == 3
+    assert [len(box.find_elements(By.CLASS_NAME, "hit")) for box in lists] == [TOP_K] * 3
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 800, 1280])
+def test_nothing_hangs_over_the_edge(browser, report, side_by_side, width, scheme):
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    comparison = report.parents[1] / "against_image" / "index.html"
+    try:
+        for page in (report, side_by_side, comparison):
+            for fragment in ("", "#query-1") if page != comparison else ("",):
+                open_page(browser, page, fragment)
+                over = browser.execute_script(
+                    "return document.documentElement.scrollWidth - innerWidth"
+                )
+                assert over <= 0
+                ground = browser.execute_script(
+                    "return getComputedStyle(document.body).backgroundColor"
+                )
+                assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 23, 26)"}[scheme]
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_the_comparison_leads_to_the_reports(browser, world, report):
+    open_page(browser, report.parents[1] / "against_image" / "index.html")
+    assert "image against sum" in browser.title
+    wait_until(browser, lambda: all_loaded(browser, "img"))
+    first = find(browser, "#won tbody tr")[0]
+    text, instance, *_ = (cell.text for cell in first.find_elements(By.TAG_NAME, "td"))
+    first.find_elements(By.TAG_NAME, "a")[1].click()
+    wait_until(browser, lambda: find(browser, "#title"))
+    assert "/sum/report/index.html#query-" in browser.current_url
+    assert " ".join(browser.find_element(By.ID, "title").text.split()) == " ".join(text.split())
+    assert instance in browser.find_element(By.CLASS_NAME, "query").text
