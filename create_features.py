@@ -531,7 +531,7 @@ def _image_stage(args: argparse.Namespace, source: DatasetSource, split: str) ->
         fingerprint=fingerprint | {"shards": _sizes(shards)},
         locate=None,
         samples=index_samples(rows, item_of_row, relative),
-        whole=args.limit is None or int(os.environ.get("WORLD_SIZE", 1)) > 1,
+        whole=args.limit is None,
     )
 
 
@@ -925,22 +925,20 @@ def _convert_dataset(args: argparse.Namespace) -> None:
 
     from utils import write_json
     from utils_extraction import native_path, publishing, write_table
-    from utils_storage import load_features, read_database_table
+    from utils_storage import features_folder, load_reference_features, read_database_table
 
     name = Path(args.dataset).name
-    pickles = [
-        args.from_pkl / backbone_folder(args.backbone) / name / f"{split}_{name}_features.pkl"
-        for split in SPLITS
-    ]
-    _require(pickles)
+    source = features_folder(args.from_pkl, args.backbone, name)
+    pickles = [source / f"{split}_{name}_features.pkl" for split in SPLITS]
+    for path in pickles:
+        if not path.is_file():
+            raise UserError(f"--from_pkl {args.from_pkl}: no {path}")
     manifest = _pickle_manifest(args, "dataset", name, pickles)
     folder = dataset_folder(args, name)
     stored = folder / "manifest.json"
     if is_finished(stored, manifest, _read_manifest(stored), args.overwrite):
         return
-    features = load_features(args.from_pkl, args.backbone, name)
-    if features.manifest is not None:
-        raise UserError(f"{pickles[0].parent} holds native features already; move the pickles")
+    features = load_reference_features(args.from_pkl, args.backbone, name)
     tables = {"query": features.queries, "database": read_database_table(features)}
     manifest["counts"] = {split: len(table) for split, table in tables.items()}
     arrays = {
@@ -967,9 +965,9 @@ def _convert_corpora(args: argparse.Namespace) -> None:
 
     from utils import write_json
     from utils_extraction import publishing, write_table
-    from utils_storage import load_corpus, load_pickle
+    from utils_storage import features_folder, load_pickle
 
-    source = args.from_pkl / backbone_folder(args.backbone) / "corpus"
+    source = features_folder(args.from_pkl, args.backbone, "corpus")
     paths = sorted(source.glob("*.pkl"))
     if not paths:
         raise UserError(f"--from_pkl {args.from_pkl}: no corpora (*.pkl) in {source}")
@@ -979,8 +977,8 @@ def _convert_corpora(args: argparse.Namespace) -> None:
         stored = folder / f"{path.stem}.json"
         if is_finished(stored, manifest, _read_manifest(stored), args.overwrite):
             continue
-        prompts = load_pickle(path).get("prompts")
-        features = load_corpus(args.from_pkl, args.backbone, path.stem).arrays["feats"]
+        content = load_pickle(path)
+        prompts, features = content.get("prompts"), _feature_rows(content.get("feats"), path)
         if prompts is None or len(prompts) != len(features):
             raise UserError(f"{path}: no prompt for each of its {len(features)} rows of features")
         manifest["counts"] = {"prompts": len(prompts)}
@@ -992,10 +990,14 @@ def _convert_corpora(args: argparse.Namespace) -> None:
         print(f"{path.stem}: {len(prompts)} prompts turned into native files: {folder}")
 
 
-def _require(paths: list[Path]) -> None:
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"--from_pkl: no {path}")
+def _feature_rows(array: object, path: Path):
+    """Features (n, D) float32 of a pickle, from numpy or torch."""
+    import numpy as np
+
+    rows = np.asarray(array)
+    if rows.ndim != 2 or rows.dtype.kind != "f":
+        raise UserError(f"{path}: 'feats' is not an array of feature rows")
+    return rows.astype(np.float32, copy=False)
 
 
 # ---------------------------------------------------------------------------------------------

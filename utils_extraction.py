@@ -180,7 +180,7 @@ class Stage:
     locate: Callable[[str], Path] | None = None  # images in folders
     samples: SampleIndex | None = None  # images in shards
     words: tuple[str, ...] = ()  # contextualised texts
-    whole: bool = True  # False: may stop as soon as every row has its sample (--limit)
+    whole: bool = True  # False: the rows are not all there are (--limit)
 
     @property
     def rows(self) -> int:
@@ -351,7 +351,7 @@ def summarise(stage: Stage, parts: Parts, skip_bad: bool) -> Summary:
         )
     if not keep.any():
         raise UserError(f"{stage.table}: none of its images can be read")
-    return Summary(keep, skipped, unmatched)
+    return Summary(keep, skipped, unmatched if stage.whole else 0)
 
 
 def _refuse_uncovered(stage: Stage, rows: np.ndarray) -> None:
@@ -632,7 +632,8 @@ class Extraction:
     parts: Parts
     settings: Settings
     clock: Clock
-    quiet: bool  # no progress bar: every rank but the first
+    quiet: bool = False  # no progress bar: every rank but the first
+    alone: bool = True  # the only rank
 
     def bar(self, stage: Stage, total: int | None, unit: str) -> tqdm:
         return tqdm(total=total, desc=stage.name, unit=unit, disable=self.quiet)
@@ -719,7 +720,7 @@ def _encode_chunks(stage: Stage, loader: DataLoader, run: Extraction, total: int
             elif chunk.full and stage.locate is None:
                 name = f"{chunk.unit.name}+{chunk.batch:06d}"
                 run.save(stage, name, unit.take_part(run.encoder.dim, stage.dtype))
-            if not stage.whole and covered.all():
+            if run.alone and not stage.whole and covered.all():
                 _close_early(stage, opened, run)
                 break
     clock.image_seconds += time.monotonic() - start
@@ -815,7 +816,9 @@ def run_job(job: Job, encoder: Encoder, settings: Settings, ranks: Ranks) -> Clo
 
     Raises UserError, with everything done so far safe on disk.
     """
-    run = Extraction(encoder, job.parts, settings, Clock(), quiet=ranks.rank > 0)
+    run = Extraction(
+        encoder, job.parts, settings, Clock(), quiet=ranks.rank > 0, alone=ranks.world == 1
+    )
     folder = job.parts.folder / "ranks"
     if ranks.world == 1:
         with _lock(job.parts.folder):

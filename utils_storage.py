@@ -232,7 +232,7 @@ def load_features(features_dir: str | Path, backbone: str, dataset: str) -> Feat
     if (folder / "manifest.json").exists():
         features = Features(backbone, dataset, **_load_native(folder))
     elif all(path.exists() for path in pickles):
-        features = Features(backbone, dataset, **_load_reference(*pickles))
+        return load_reference_features(features_dir, backbone, dataset)
     else:
         unfinished = folder.is_dir() and any(folder.iterdir())
         raise UserError(
@@ -240,6 +240,18 @@ def load_features(features_dir: str | Path, backbone: str, dataset: str) -> Feat
             f"{pickles[0].name} and {pickles[1].name}); "
             f"run: python3 create_features.py --dataset {dataset} --backbone {backbone}"
         )
+    _check_agreement(features)
+    return features
+
+
+def load_reference_features(features_dir: str | Path, backbone: str, dataset: str) -> Features:
+    """Read the reference's two pickles of a data set, also where native files lie beside them."""
+    folder = features_folder(features_dir, backbone, dataset)
+    pickles = [folder / f"{split}_{dataset}_features.pkl" for split in ("query", "database")]
+    for path in pickles:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist")
+    features = Features(backbone, dataset, **_load_reference(*pickles))
     _check_agreement(features)
     return features
 
