@@ -106,7 +106,7 @@ select { max-width: 240px; }
 .queries .icon { width: 64px; }
 .queries .value { width: 92px; }
 .several .positives { width: 90px; }
-.queries.several .instance { width: 13%; }
+.queries.several td.instance { width: 13%; }
 .queries.several .order { width: 50px; padding-left: 0; }
 .queries.several .value { padding-left: 6px; }
 .queries.several .value button { padding-left: 4px; }
@@ -182,6 +182,7 @@ img.thumbnail { display: block; width: 100%; height: 100%; object-fit: contain; 
   body { padding: 18px 16px 48px; }
   h1 { font-size: 20px; }
   .means .main { font-size: 16px; }
+  .means th, .means td { padding: 6px 4px; }
   th, td { padding: 6px; }
   .controls { margin-top: 22px; }
   .controls > label { width: 100%; }
@@ -551,8 +552,10 @@ alt="{{ plot.caption }}"><figcaption>{{ plot.caption }}:
 <li><span class="frame positive"></span>positive: this instance, this text</li>
 <li><span class="frame same"></span>same instance, other text (written below)</li>
 <li><span class="frame"></span>other</li>
-</ul><p class="soft note">A database row is taken to show the same instance when its text is another
-text asked of the instance; hard negatives without such a text are other.</p></template>
+</ul>
+<p class="soft note">A row counts as the same instance under another text if its own text is another
+one asked of this instance. A negative without such a text is other, also where it shows the
+instance: the annotation does not tell.</p></template>
 <noscript><p>The table and the pictures need JavaScript.</p></noscript>
 <script type="application/json" id="data">{{ data }}</script>
 <script>{{ script }}</script>
