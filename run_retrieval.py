@@ -7,6 +7,7 @@ The usual run: python3 run_retrieval.py --dataset icir --backbone clip --method 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from utils_datasets import ImageStore
     from utils_evaluation import Evaluation
     from utils_retrieval import Assets
     from utils_storage import Features
@@ -292,7 +294,7 @@ def run_all(args: argparse.Namespace, runs: list[Run], labels: list[dict]) -> No
 
 def dataset_name(dataset: str) -> str:
     """The name of a data set given by name or by path: the last part of the path."""
-    return Path(dataset).resolve().name if dataset.strip("/.") != dataset else Path(dataset).name
+    return os.path.basename(os.path.abspath(dataset))
 
 
 def check_context(features: Features, runs: list[Run]) -> None:
@@ -391,7 +393,6 @@ def write_page(
     database: pd.DataFrame,
 ) -> Path:
     """Write the page with the ranked images and return its path."""
-    from utils_datasets import ImageStore, find_dataset
     from utils_report import write_report
 
     own = folder if len(evaluations) > 1 else folder / evaluations[0].variant
@@ -400,11 +401,23 @@ def write_page(
         evaluations,
         features.queries,
         database,
-        ImageStore(find_dataset(args.dataset, args.data_dir)),
+        find_images(args),
         features.dataset,
         args.top_k or REPORT_TOP_K,
         cache=folder / "thumbnails",
     )
+
+
+def find_images(args: argparse.Namespace) -> ImageStore:
+    """The images of the data set; where it is not on this machine, none, which is said."""
+    from utils_datasets import Dataset, ImageStore, find_dataset
+
+    try:
+        return ImageStore(find_dataset(args.dataset, args.data_dir))
+    except UserError as error:
+        print(f"{error}; the report names the images that it cannot show", file=sys.stderr)
+        name = dataset_name(args.dataset)
+        return ImageStore(Dataset(name, args.data_dir / name))
 
 
 def write_ablation(

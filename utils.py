@@ -147,13 +147,14 @@ def select_device(gpu: int) -> torch.device:
     if gpu < 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        print("no CUDA device here: running on the CPU (--gpu -1 says so quietly)", file=sys.stderr)
+        print("no CUDA device here: running on the CPU (as --gpu -1 does)", file=sys.stderr)
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if gpu >= count:
         raise UserError(f"--gpu {gpu}: this machine has {count} CUDA device(s), numbered from 0")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    torch.cuda.set_device(gpu)
     return torch.device("cuda", gpu)
 
 

@@ -181,17 +181,23 @@ def _check_row(row: list[str], where: str, split: str) -> None:
 def find_image(dataset: Dataset, image_path: str) -> Path:
     """The file of an annotated image, relative to the data set's root or to the root's parent.
 
-    Raises FileNotFoundError if it is in neither place.
+    Paths as the reference's feature files hold them (./data/icir/...) are found as well.
+    Raises FileNotFoundError if it is in none of these places.
     """
-    for base in (dataset.root, Path(os.path.abspath(dataset.root)).parent):
-        if (base / image_path).is_file():
-            return base / image_path
+    parent = Path(os.path.abspath(dataset.root)).parent
+    for path in (
+        dataset.root / image_path,
+        parent / image_path,
+        dataset.root / relative_image_path(dataset, image_path),
+    ):
+        if path.is_file():
+            return path
     raise FileNotFoundError(f"{image_path} is neither under {dataset.root} nor under its parent")
 
 
 def relative_image_path(dataset: Dataset, image_path: str) -> str:
-    """An annotated path without the leading folder of the data set, which either form may have."""
-    return image_path.removeprefix("./").removeprefix(f"{dataset.name}/")
+    """An annotated path without the leading folders of the data set, which any form may have."""
+    return re.sub(rf"^(\./)?((data/)?{re.escape(dataset.name)}/)?", "", image_path)
 
 
 def list_shards(dataset: Dataset, split: str) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -270,12 +270,12 @@ def evaluate(
                 for some in _batches(pairs, SCORES_AT_ONCE // (len(block) * len(block.queries))):
                     _rank(some, positive, ties)
     positives, order = _positives(blocks)
+    count = len(features.queries)
     evaluations = []
     for run, collector in zip(runs, collectors, strict=True):
         ranks, tied = (
             torch.cat(part).cpu().numpy()[order] for part in (collector.ranks, collector.tied)
         )
-        count = len(features.queries)
         top_rows, top_scores = _top(blocks, collector.top, count, top_k)
         evaluations.append(
             Evaluation(
@@ -288,10 +288,11 @@ def evaluate(
                 tied=np.bincount(positives.query[tied], minlength=count) > 0,
                 top_rows=top_rows,
                 top_scores=top_scores,
-                seconds=time.perf_counter() - start,
+                seconds=0.0,
             )
         )
-    return evaluations
+    seconds = time.perf_counter() - start
+    return [replace(evaluation, seconds=seconds) for evaluation in evaluations]
 
 
 def _by_method(runs: Sequence[Run], assets: Assets):

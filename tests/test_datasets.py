@@ -169,6 +169,7 @@ def test_image_paths_are_relative_to_the_root_or_its_parent(tmp_path, monkeypatc
         dataset = Dataset("icir", root)
         assert find_image(dataset, "query/é 1.jpg").read_bytes() == b"x"
         assert find_image(dataset, "icir/query/é 1.jpg").read_bytes() == b"x"
+        assert find_image(dataset, "./data/icir/query/é 1.jpg").read_bytes() == b"x"
         with pytest.raises(FileNotFoundError, match=r"query/2\.jpg"):
             find_image(dataset, "query/2.jpg")
 
@@ -255,5 +256,5 @@ def test_a_store_goes_to_worker_processes(sharded):
 
 def test_both_forms_of_a_path_are_one(tmp_path):
     dataset = Dataset("icir", tmp_path / "icir")
-    forms = ["query/a.jpg", "./query/a.jpg", "icir/query/a.jpg"]
+    forms = ["query/a.jpg", "./query/a.jpg", "icir/query/a.jpg", "./data/icir/query/a.jpg"]
     assert {relative_image_path(dataset, form) for form in forms} == {"query/a.jpg"}
