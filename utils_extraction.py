@@ -898,7 +898,7 @@ def _refuse_change(folder: Path, before: dict, now: dict) -> None:
     """Raise UserError if two fingerprints differ; shards may have been added."""
     before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
     added = before.get("shards") and before["shards"].items() <= (now.get("shards") or {}).items()
-    for key in sorted(before.keys() | now.keys()):
+    for key in sorted(before.keys() | now.keys(), key=lambda key: (key == "shards", key)):
         old, new = before.get(key), now.get(key)
         if old == new or (key == "shards" and added):
             continue

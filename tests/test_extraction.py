@@ -1,0 +1,575 @@
+"""The engine: killed and continued, one rank or two, folders or shards, the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from extraction_world import (
+    DATABASE_ROWS,
+    add_member,
+    arguments,
+    draw_image,
+    encode_jpeg,
+    environment,
+    make_world,
+    native_bytes,
+    output_folder,
+    run,
+    write_rows,
+)
+from PIL import Image
+
+import create_features
+from utils import UserError
+from utils_extraction import (
+    Beat,
+    Job,
+    Part,
+    Parts,
+    Ranks,
+    Settings,
+    Stage,
+    Watch,
+    cut_ranges,
+    encode_files,
+    find_ranks,
+    index_samples,
+    run_job,
+    share_items,
+    write_array,
+)
+from utils_features import Preprocess, load_encoder
+
+SMALL_PARTS = ("--part_rows", "8")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world: Path, small_clip: Path) -> dict[str, dict[str, bytes]]:
+    """The finished files of runs that nothing disturbed, by source."""
+    found = {}
+    for source in ("folder", "wds"):
+        flags = (*SMALL_PARTS, "--icir_source", source, "--features_dir", f"whole_{source}")
+        # Two threads, where ranks have one: no bit may depend on it.
+        done = run(world, small_clip, *flags, "--workers", "0", OMP_NUM_THREADS="2")
+        assert done.returncode == 0, done.stderr
+        folder = output_folder(world, small_clip, f"whole_{source}")
+        assert not (folder / ".parts").exists()
+        found[source] = native_bytes(folder)
+    return found
+
+
+def main(*flags: str, clip: Path, dataset: str = "shop") -> None:
+    """Run the command in this process."""
+    create_features.main(arguments(clip, *flags, dataset=dataset)[1:])
+
+
+def count_parts(folder: Path) -> int:
+    return len(list(folder.glob(".parts/*/[!.]*.npz")))
+
+
+def wait_for_parts(process: subprocess.Popen, folder: Path, count: int) -> None:
+    """Return as soon as that many parts are there; the process has to be alive then."""
+    end = time.monotonic() + 120
+    while count_parts(folder) < count:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def start(world: Path, command: list[str], **extra: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=world,
+        env=environment(**extra),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Killed and continued
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("source", "workers"), [("folder", "2"), ("wds", "2")])
+def test_killed_and_continued(world, small_clip, uninterrupted, source, workers):
+    features = f"killed_{source}"
+    flags = (*SMALL_PARTS, "--icir_source", source, "--features_dir", features)
+    command = arguments(small_clip, *flags, "--workers", workers)
+    folder = output_folder(world, small_clip, features)
+    safe = {}
+    for count in (2, 15):
+        process = start(world, command)
+        wait_for_parts(process, folder, count)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (folder / "manifest.json").exists()
+        parts = {p: p.stat().st_mtime_ns for p in folder.glob(".parts/*/[!.]*.npz")}
+        assert safe.items() <= parts.items()  # what was done is not done again
+        safe = parts
+    done = run(world, small_clip, *flags, "--workers", workers)
+    assert done.returncode == 0, done.stderr
+    assert native_bytes(folder) == uninterrupted[source]
+    assert sorted(os.listdir(folder)) == sorted(native_bytes(folder))
+
+
+def test_killed_while_putting_together(world, small_clip, uninterrupted, monkeypatch):
+    monkeypatch.chdir(world)
+    flags = (*SMALL_PARTS, "--features_dir", "late", "--workers", "0")
+    folder = output_folder(world, small_clip, "late")
+    with monkeypatch.context() as patch:
+        patch.setattr("utils_extraction.write_table", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            main(*flags, clip=small_clip)
+    assert sorted(os.listdir(folder)) == [".parts"]
+    main(*flags, clip=small_clip)
+    assert native_bytes(folder).keys() == uninterrupted["folder"].keys()
+    assert not (folder / ".parts").exists()
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_folder_and_shards_agree(uninterrupted):
+    for name, content in uninterrupted["folder"].items():
+        other = uninterrupted["wds"][name]
+        if name.endswith(".npy"):
+            a, b = (np.load(_file(data)) for data in (content, other))
+            scale = np.linalg.norm(a, axis=1, keepdims=True)
+            assert np.abs((a - b) / scale).max() < 1e-6
+        else:
+            assert content == other
+
+
+def _file(data: bytes):
+    import io
+
+    return io.BytesIO(data)
+
+
+# ---------------------------------------------------------------------------------------------
+# Several ranks
+# ---------------------------------------------------------------------------------------------
+
+
+def torchrun(clip: Path, *flags: str) -> list[str]:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    return [*launcher, *arguments(clip, *flags)]
+
+
+def find_rank(launcher: int, rank: int) -> int:
+    """The process id of a rank that torchrun started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            names = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if int(parent) == launcher and f"RANK={rank}".encode() in names:
+            return int(folder.name)
+    raise AssertionError("no such rank")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the rank in /proc")
+def test_two_ranks_one_killed(world, small_clip, uninterrupted):
+    flags = (*SMALL_PARTS, "--icir_source", "wds", "--features_dir", "ranks", "--workers", "0")
+    folder = output_folder(world, small_clip, "ranks")
+    process = start(world, torchrun(small_clip, *flags))
+    wait_for_parts(process, folder, 3)
+    os.kill(find_rank(process.pid, 1), signal.SIGKILL)
+    assert process.wait(timeout=120) != 0
+    assert not (folder / "manifest.json").exists()
+    assert count_parts(folder) >= 3
+    process = start(world, torchrun(small_clip, *flags))
+    assert process.wait(timeout=240) == 0
+    assert native_bytes(folder) == uninterrupted["wds"]
+
+
+def test_two_ranks_of_another_launcher(world, small_clip, uninterrupted):
+    """One rank alone gives up with one line; then two as srun starts them, and the same bytes."""
+    flags = (*SMALL_PARTS, "--features_dir", "step", "--workers", "2", "--rank_timeout", "2")
+    folder = output_folder(world, small_clip, "step")
+    names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    first = subprocess.run(
+        [sys.executable, *arguments(small_clip, *flags)],
+        cwd=world,
+        env=environment(**dict(zip(names, ("0", "2", "0"), strict=True))),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert first.returncode == 2
+    assert "error: rank 1 has shown no sign of life for 2 s" in first.stderr
+    assert count_parts(folder) > 0
+    flags = (*flags[:-1], "30")
+    ranks = [
+        start(
+            world,
+            arguments(small_clip, *flags),
+            **dict(zip(names, (str(rank), "2", str(rank)), strict=True)),
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=240) for process in ranks] == [0, 0]
+    assert native_bytes(folder) == uninterrupted["folder"]
+
+
+def test_launchers():
+    torch_names = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert find_ranks(torch_names) == Ranks(3, 8, 1)
+    step = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}
+    assert find_ranks(step) == Ranks(2, 4, 0)
+    assert find_ranks({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}) == Ranks()
+
+
+def test_signs_of_life(tmp_path):
+    Beat(tmp_path, 1).stop()  # an older launch's
+    watch = Watch(tmp_path, 1, timeout=60)
+    assert watch.look() == ""
+    beat = Beat(tmp_path, 1)
+    assert watch.look() == "preparing"
+    beat.say("ready")
+    assert watch.look() == "ready"
+    beat.say("failed", "q.jpg: not an image")
+    beat.stop()
+    with pytest.raises(UserError, match=r"rank 1 stopped: q\.jpg: not an image"):
+        watch.look()
+
+
+# ---------------------------------------------------------------------------------------------
+# Bad images and bad features
+# ---------------------------------------------------------------------------------------------
+
+
+def write_awkward_images(folder: Path) -> list[str]:
+    """Images of every kind that is readable, one file each; returns their names."""
+    folder.mkdir(parents=True)
+    base = draw_image(1, (90, 70))
+    grey16 = Image.fromarray((np.arange(6300).reshape(70, 90) * 10).astype(np.uint16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = {
+        "rgba.png": (base.convert("RGBA"), {}),
+        "palette.png": (base.convert("P"), {}),
+        "cmyk.jpg": (base.convert("CMYK"), {}),
+        "grey 16.png": (grey16, {}),
+        "moving.gif": (base, {"save_all": True, "append_images": [draw_image(2, (90, 70))]}),
+        "moving.webp": (base, {"save_all": True, "append_images": [draw_image(2, (90, 70))]}),
+        "turned.jpg": (base, {"exif": exif}),
+        "näme with späces.jpg": (base, {}),
+        "large.png": (base.resize((3000, 2000)), {}),
+        "narrow.png": (base.resize((900, 1)), {}),
+    }
+    for name, (image, options) in images.items():
+        image.save(folder / name, **options)
+    return list(images)
+
+
+def write_bad_images(folder: Path) -> list[str]:
+    data = encode_jpeg(draw_image(3, (200, 200)))
+    (folder / "cut.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("this is no image")
+    return ["cut.jpg", "empty.jpg", "text.jpg", "absent.jpg"]
+
+
+@pytest.fixture
+def wild(tmp_path) -> tuple[Path, list[str], list[str]]:
+    """A data set whose database is awkward images and, among them, bad ones."""
+    make_world(tmp_path)
+    root = tmp_path / "data" / "wild"
+    good = write_awkward_images(root / "database")
+    bad = write_bad_images(root / "database")
+    write_rows(root / "query_files.csv", [("database/cmyk.jpg", "old", "it")])
+    names = [name for pair in zip(good, bad, strict=False) for name in pair] + good[len(bad) :]
+    write_rows(root / "database_files.csv", [(f"database/{name}", "", "it") for name in names])
+    return tmp_path, good, bad
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_bad_images_are_left_out(wild, small_clip, monkeypatch, capsys, workers):
+    world, good, bad = wild
+    monkeypatch.chdir(world)
+    flags = ("--workers", workers, "--on_bad_image", "skip", "--part_rows", "4")
+    main(*flags, clip=small_clip, dataset="wild")
+    folder = output_folder(world, small_clip, "features", "wild")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    skipped = manifest["skipped"]
+    assert [entry["image_path"] for entry in skipped] == [f"database/{name}" for name in bad]
+    assert [entry["row"] for entry in skipped] == [2, 4, 6, 8]
+    assert {entry["split"] for entry in skipped} == {"database"}
+    assert manifest["counts"] == {"query": 1, "database": len(good)}
+    table = (folder / "database.csv").read_text(encoding="utf-8").splitlines()
+    assert table == [
+        "image_path,text,instance",
+        *(f"database/{name},,it" for name in good),
+    ]
+    features = np.load(folder / "database_image.npy")
+    assert features.shape == (len(good), 48)
+    encoder = load_encoder(f"local-dir:{small_clip}", torch.device("cpu"))
+    for name, row in zip(good, features, strict=True):
+        with Image.open(world / "data" / "wild" / "database" / name) as image:
+            pixels = encoder.preprocess(image.convert("RGB"))
+        expected = encoder.encode_images(pixels[None]).numpy()[0]
+        np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
+    printed = capsys.readouterr().out
+    for entry in skipped:
+        assert f"{entry['image_path']}: {entry['cause']}" in printed
+
+
+def test_bad_image_stops_and_continues(wild, small_clip, monkeypatch):
+    world, good, _ = wild
+    monkeypatch.chdir(world)
+    flags = ("--workers", "0", "--part_rows", "1")
+    with pytest.raises(UserError, match=r"database/cut\.jpg .*row 2\): .*truncated"):
+        main(*flags, clip=small_clip, dataset="wild")
+    folder = output_folder(world, small_clip, "features", "wild")
+    assert (folder / ".parts" / "database_image" / "000000.npz").exists()
+    assert not (folder / "manifest.json").exists()
+    main(*flags, "--on_bad_image", "skip", clip=small_clip, dataset="wild")
+    assert len(np.load(folder / "database_image.npy")) == len(good)
+
+
+def test_bad_images_skipped_once_are_not_overlooked(wild, small_clip, monkeypatch):
+    world, _, _ = wild
+    monkeypatch.chdir(world)
+    flags = ("--workers", "0")
+    with monkeypatch.context() as patch:
+        patch.setattr("utils_extraction.write_table", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            main(*flags, "--on_bad_image", "skip", clip=small_clip, dataset="wild")
+    with pytest.raises(UserError, match=r"cut\.jpg .*row 2"):
+        main(*flags, clip=small_clip, dataset="wild")
+
+
+class FakeEncoder:
+    """Features that are the mean colour, and for one colour not finite."""
+
+    dim, device = 3, torch.device("cpu")
+
+    def __init__(self, limit: float = 1.0):
+        from torchvision.transforms import ToTensor
+
+        self.preprocess = Preprocess(ToTensor())
+        self.limit = limit
+
+    def encode_images(self, batch: torch.Tensor) -> torch.Tensor:
+        means = batch.mean(dim=(2, 3))
+        return torch.where(means.sum(1, keepdim=True) > 3 * self.limit - 0.1, torch.nan, means)
+
+
+def make_job(folder: Path, paths: list[Path], part_rows: int, finish=lambda _: None) -> Job:
+    items, item_of_row = share_items([str(path) for path in paths])
+    stage = Stage(
+        name="database_image",
+        encode=encode_files,
+        units=cut_ranges(len(items), part_rows),
+        items=items,
+        item_of_row=item_of_row,
+        table=Path("database_files.csv"),
+        fingerprint={},
+        locate=Path,
+    )
+    return Job("test", Parts(folder), [stage], {}, [], finish)
+
+
+SETTINGS = Settings(2, 4, 0, False, False, 60.0)
+
+
+def test_features_that_are_not_finite(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (255, 255, 255) if i == 5 else (i, 0, 0)).save(path)
+    job = make_job(tmp_path / "parts", paths, part_rows=4)
+    with pytest.raises(UserError, match=r"5\.png' \(database_files\.csv, row 6\) are not finite"):
+        run_job(job, FakeEncoder(), SETTINGS, Ranks())
+    assert job.parts.names(job.stages[0]) == {"000000"}
+
+
+def test_two_runs_at_once(tmp_path):
+    paths = [tmp_path / "0.png"]
+    Image.new("RGB", (8, 8)).save(paths[0])
+
+    def run_again(_: dict) -> None:
+        with pytest.raises(UserError, match="another run is at work"):
+            run_job(make_job(tmp_path / "parts", paths, 4), FakeEncoder(), SETTINGS, Ranks())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(make_job(tmp_path / "parts", paths, 4, run_again), FakeEncoder(), SETTINGS, Ranks())
+
+
+def test_each_image_is_encoded_once(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{i % 3}.png" for i in range(9)]
+    for i in range(3):
+        Image.new("RGB", (8, 8), (80 * i, 0, 0)).save(paths[i])
+    seen = []
+    encode = FakeEncoder.encode_images
+    monkeypatch.setattr(
+        FakeEncoder,
+        "encode_images",
+        lambda self, batch: (seen.append(len(batch)), encode(self, batch))[1],
+    )
+    target = tmp_path / "all.npy"
+    job = make_job(tmp_path / "parts", paths, 2)
+
+    def finish(_: dict) -> None:
+        write_array(target, job.stages[0], job.parts, 3, np.arange(9) != 4)
+
+    run_job(make_job(tmp_path / "parts", paths, 2, finish), FakeEncoder(), SETTINGS, Ranks())
+    assert sum(seen) == 3
+    expected = np.array([80 * (i % 3) / 255 for i in range(9) if i != 4])
+    np.testing.assert_allclose(np.load(target)[:, 0], expected, rtol=1e-6)
+
+
+def test_array_is_put_together_row_by_row(tmp_path):
+    """Any order of parts and rows: compared with plain indexing."""
+    rng = np.random.default_rng(3)
+    item_of_row = np.concatenate([np.arange(20), rng.integers(0, 20, 30)])
+    rng.shuffle(item_of_row)
+    values = rng.normal(size=(20, 5)).astype(np.float16)
+    stage = Stage(
+        "images",
+        encode_files,
+        cut_ranges(20, 6),
+        [str(i) for i in range(20)],
+        item_of_row,
+        Path("t.csv"),
+        {},
+        dtype="float16",
+    )
+    parts, order = Parts(tmp_path), rng.permutation(20)
+    for unit in stage.units:
+        ids = order[unit.start : unit.stop]
+        parts.write(stage, unit.name, Part(ids, values[ids]))
+    keep = rng.random(50) < 0.7
+    write_array(tmp_path / "x.npy", stage, parts, 5, keep)
+    written = np.load(tmp_path / "x.npy")
+    assert written.dtype == np.float16
+    np.testing.assert_array_equal(written, values[item_of_row[keep]])
+
+
+# ---------------------------------------------------------------------------------------------
+# Shards
+# ---------------------------------------------------------------------------------------------
+
+
+def test_sample_index():
+    rows = [("a", "x", "1"), ("b", "", "1"), ("a", "x", "1"), ("a", "y", "1")]
+    _, item_of_row = share_items([row[0] for row in rows])
+    index = index_samples(rows, item_of_row, lambda path: path.removeprefix("shop/"))
+    assert index.find("shop/a", "x", "1").tolist() == [0, 2]
+    assert index.find("b", "", "1").tolist() == [1]
+    assert index.find("b", "", "2").tolist() == []
+    assert not index.by_path
+
+
+def test_row_without_a_sample_and_sample_without_a_row(tmp_path, small_clip, monkeypatch, capsys):
+    world = make_world(tmp_path)
+    root = world / "data" / "shop"
+    table = root / "annotations" / "database_files.csv"
+    lines = table.read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join(lines[1:]), encoding="utf-8")
+    monkeypatch.chdir(world)
+    flags = ("--icir_source", "wds", "--workers", "0")
+    main(*flags, clip=small_clip)
+    folder = output_folder(world, small_clip, "features")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["counts"]["database"] == DATABASE_ROWS - 1
+    assert manifest["without_row"] == {"query": 0, "database": 1}
+    assert "database_image: 1 samples of the shards belong to no row" in capsys.readouterr().out
+
+    table.write_text("\n".join([*lines, "database/d3.jpg,no such text,o0"]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"database_files\.csv, row 101: no sample .*d3\.jpg"):
+        main(*flags, "--overwrite", clip=small_clip)
+    assert not (folder / "manifest.json").exists()
+    # The missing sample arrives in a new shard: the same command continues with it alone.
+    before = {p: p.stat().st_mtime_ns for p in folder.glob(".parts/*/[!.]*.npz")}
+    import tarfile
+
+    with tarfile.open(root / "webdataset" / "database" / "database-000004.tar", "w") as tar:
+        add_member(tar, "x.jpg", (root / "database" / "d3.jpg").read_bytes())
+        label = {"img_path": "database/d3.jpg", "text": "no such text", "instance": "o0"}
+        add_member(tar, "x.json", json.dumps(label).encode())
+    with monkeypatch.context() as patch:
+        patch.setattr("utils_extraction.drop_parts", lambda folder: None)
+        main(*flags, clip=small_clip)
+    assert before.items() <= {p: p.stat().st_mtime_ns for p in before}.items()
+    assert len(np.load(folder / "database_image.npy")) == DATABASE_ROWS + 1
+
+
+def test_damaged_shard_is_named(tmp_path, small_clip, monkeypatch):
+    world = make_world(tmp_path)
+    shard = world / "data" / "shop" / "webdataset" / "database" / "database-000002.tar"
+    data = shard.read_bytes()
+    shard.write_bytes(data[: 512 + 200])  # cut inside the first image
+    monkeypatch.chdir(world)
+    for workers in ("0", "2"):
+        with pytest.raises(UserError, match=r"database-000002\.tar cannot be read .*fetch it"):
+            main("--icir_source", "wds", "--workers", workers, clip=small_clip)
+    shard.write_bytes(data.replace(b'"img_path"', b'"img_pith"', 1))
+    with pytest.raises(UserError, match=r"database-000002\.tar: the json member of the sample"):
+        main("--icir_source", "wds", "--workers", "0", "--overwrite", clip=small_clip)
+
+
+# ---------------------------------------------------------------------------------------------
+# Changed between two runs
+# ---------------------------------------------------------------------------------------------
+
+
+def test_changes_are_refused(tmp_path, small_clip, make_clip, monkeypatch):
+    from conftest import SMALL_CLIP
+
+    world = make_world(tmp_path)
+    monkeypatch.chdir(world)
+    flags = ("--workers", "0", *SMALL_PARTS)
+    with monkeypatch.context() as patch:
+        patch.setattr("utils_extraction.write_table", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            main(*flags, clip=small_clip)
+    for extra, named in {
+        ("--precision", "bf16"): "precision",
+        ("--batch", "4"): "batch",
+        ("--part_rows", "16"): "part_rows",
+        ("--save_dtype", "float16"): "save_dtype",
+        ("--icir_source", "wds"): "source",
+    }.items():
+        with pytest.raises(UserError, match=rf"unfinished run with another {named} .*--overwrite"):
+            main(*flags, *extra, clip=small_clip)
+    main(*flags, clip=small_clip)
+    folder = output_folder(world, small_clip, "features")
+    finished = native_bytes(folder)
+    with pytest.raises(UserError, match=r"finished .* another precision .fp32, now bf16"):
+        main(*flags, "--precision", "bf16", clip=small_clip)
+
+    other = make_clip("other", SMALL_CLIP, seed=8)
+    small_clip_again = tmp_path / "clip"
+    small_clip_again.symlink_to(small_clip)
+    main(*flags, "--features_dir", "linked", clip=Path("clip"))
+    small_clip_again.unlink()
+    small_clip_again.symlink_to(other)
+    with pytest.raises(UserError, match=r"another model \(weights_sha256"):
+        main(*flags, "--features_dir", "linked", clip=Path("clip"))
+
+    with open(world / "data" / "shop" / "query_files.csv", "a") as file:
+        file.write("query/q 1.jpg,one more,o1\n")
+    with pytest.raises(UserError, match=r"another sources \(query_files\.csv"):
+        main(*flags, clip=small_clip)
+    assert native_bytes(folder) == finished
+    main(*flags, "--overwrite", clip=small_clip)
+    assert len(np.load(folder / "query_text.npy")) == 13
