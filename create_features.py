@@ -705,8 +705,8 @@ def read_images(args: argparse.Namespace) -> ImageSource:
     root = args.images
     if not root.exists():
         raise UserError(f"--images {root} does not exist")
-    shards = [root] if root.suffix == ".tar" else sorted(root.rglob("*.tar"))
-    files = [] if shards else sorted(_list_images(root))
+    files = sorted(_list_images(root))
+    shards = [root] if root.suffix == ".tar" else [] if files else sorted(root.rglob("*.tar"))
     if not shards and not files:
         raise UserError(
             f"--images {root} holds neither images ({', '.join(IMAGE_SUFFIXES)}) nor tar shards"

@@ -853,14 +853,17 @@ def run_job(job: Job, encoder: Encoder, settings: Settings, ranks: Ranks) -> Clo
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Keep two runs from writing the same parts; the system drops the lock of a dead process."""
+    """Keep two runs from writing the same parts; the system drops the lock of a dead process.
+
+    The lock is the process's own: unlike flock's, worker processes that outlive it do not keep it.
+    """
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise UserError(f"{folder}: another run is at work on these features") from None
         except OSError:
             pass  # a shared disk without locks

@@ -402,16 +402,22 @@ def test_features_that_are_not_finite(tmp_path):
 
 
 def test_two_runs_at_once(tmp_path):
+    """The second is refused while the first lives, and goes on at once when it is dead."""
     paths = [tmp_path / "0.png"]
     Image.new("RGB", (8, 8)).save(paths[0])
-
-    def run_again(_: dict) -> None:
+    job = make_job(tmp_path / "parts", paths, 4)
+    hold = (
+        "import sys, time; from pathlib import Path; from utils_extraction import _lock\n"
+        "with _lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path / "parts")]
+    root = Path(create_features.__file__).parent
+    with subprocess.Popen(command, cwd=root, env=environment(), stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match="another run is at work"):
-            run_job(make_job(tmp_path / "parts", paths, 4), FakeEncoder(), SETTINGS, Ranks())
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_job(make_job(tmp_path / "parts", paths, 4, run_again), FakeEncoder(), SETTINGS, Ranks())
+            run_job(job, FakeEncoder(), SETTINGS, Ranks())
+        first.kill()
+    run_job(job, FakeEncoder(), SETTINGS, Ranks())
 
 
 def test_each_image_is_encoded_once(tmp_path, monkeypatch):

@@ -1,0 +1,404 @@
+"""The command that extracts features: what it writes, and a line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from extraction_world import (
+    COMMAND,
+    NATIVE,
+    arguments,
+    draw_image,
+    environment,
+    make_rows,
+    make_world,
+    native_bytes,
+    output_folder,
+    run,
+    write_rows,
+)
+
+import create_features
+from utils import UserError
+from utils_features import load_encoder
+from utils_storage import load_features, load_mean, load_synthetic, mean_path, synthetic_path
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def command(world: Path, small_clip: Path, monkeypatch: pytest.MonkeyPatch):
+    """A function that runs the command in this process, in the world's folder."""
+    monkeypatch.chdir(world)
+
+    def run_here(*flags: str, dataset: str = "shop") -> None:
+        workers = () if "--from_pkl" in flags or dataset == "corpus" else ("--workers", "0")
+        create_features.main(arguments(small_clip, *flags, *workers, dataset=dataset)[1:])
+
+    return run_here
+
+
+@pytest.fixture(scope="module")
+def encoder(small_clip: Path):
+    return load_encoder(f"local-dir:{small_clip}", torch.device("cpu"))
+
+
+# ---------------------------------------------------------------------------------------------
+# What is written
+# ---------------------------------------------------------------------------------------------
+
+
+def test_features_of_a_data_set(world, small_clip, encoder, command, capsys):
+    """Every row against plain open_clip calls on it alone; then a second run does nothing."""
+    from PIL import Image
+
+    command("--features_dir", "plain")
+    closing = capsys.readouterr().out.splitlines()[-1]
+    assert re.search(r"100 database_image rows in [\d.]+ s \([\d.]+ images/s, .*plain", closing)
+    assert all(word in closing for word in ("waiting for data", "encoding", "writing"))
+    folder = output_folder(world, small_clip, "plain")
+    for split, rows in make_rows().items():
+        table = pd.read_csv(folder / f"{split}.csv", keep_default_na=False)
+        assert list(table.columns) == ["image_path", "text", "instance"]
+        assert [tuple(row) for row in table.to_numpy().tolist()] == rows
+        features = np.load(folder / f"{split}_image.npy")
+        assert features.dtype == np.float32
+        for (path, _, _), feature in zip(rows, features, strict=True):
+            with Image.open(world / "data" / "shop" / path) as image:
+                pixels = encoder.preprocess(image.convert("RGB"))
+            expected = encoder.encode_images(pixels[None]).numpy()[0]
+            np.testing.assert_allclose(feature, expected, rtol=1e-4, atol=1e-5)
+    texts = [row[1] for row in make_rows()["query"]]
+    with torch.inference_mode():
+        plain = encoder.model.encode_text(encoder.tokenizer(texts)).numpy()
+    np.testing.assert_allclose(np.load(folder / "query_text.npy"), plain, rtol=1e-4, atol=1e-5)
+    words = ("mug", "cup, blue", "hat")
+    contextual = encoder.encode_contextual_texts(texts, words, 64)
+    written = np.load(folder / "query_context_text.npy")
+    np.testing.assert_allclose(written, contextual, rtol=1e-4, atol=1e-5)
+
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["model"] == encoder.identity
+    assert manifest["counts"] == {"query": 12, "database": 100}
+    assert manifest["precision"] == "fp32"
+    assert set(manifest["sources"]) == {
+        "query_files.csv",
+        "database_files.csv",
+        "generic_subjects.csv",
+    }
+    before = {name: (folder / name).stat().st_mtime_ns for name in NATIVE}
+    command("--features_dir", "plain", "--batch", "5")
+    assert "already finished" in capsys.readouterr().out
+    assert before == {name: (folder / name).stat().st_mtime_ns for name in NATIVE}
+
+
+def test_dashes_and_underscores(world, small_clip, command):
+    command("--features-dir", "dashes", "--icir-source", "wds", "--save-dtype", "float16")
+    folder = output_folder(world, small_clip, "dashes")
+    assert np.load(folder / "database_image.npy").dtype == np.float16
+    assert np.load(folder / "query_image.npy").dtype == np.float32
+    assert load_features(world / "dashes", f"local-dir:{small_clip}", "shop").dim == 48
+
+
+def test_corpora(world, small_clip, encoder, command, capsys):
+    command(dataset="corpus")
+    folder = output_folder(world, small_clip, "features", "corpus")
+    names = ("generic_styles", "generic_subjects")
+    suffixes = ("csv", "json", "npy")
+    assert sorted(os.listdir(folder)) == [f"{n}.{s}" for n in names for s in suffixes]
+    prompts = ["old", "wet", "old"]
+    assert (folder / "generic_styles.csv").read_text() == "prompt\nold\nwet\nold\n"
+    features = np.load(folder / "generic_styles.npy")
+    np.testing.assert_allclose(features, encoder.encode_texts(prompts, 4), rtol=1e-4, atol=1e-5)
+    manifest = json.loads((folder / "generic_styles.json").read_text())
+    assert manifest["kind"] == "corpus"
+    assert manifest["counts"] == {"prompts": 3}
+    (world / "corpora" / "late.csv").write_text("late\n")
+    capsys.readouterr()
+    command(dataset="corpus")
+    assert capsys.readouterr().out.count("already finished") == 2
+    assert (folder / "late.npy").exists()
+    (world / "corpora" / "late.csv").write_text("later\n")
+    with pytest.raises(UserError, match=r"late\.json belongs to .*another sources \(late\.csv"):
+        command(dataset="corpus")
+    (world / "corpora" / "late.csv").unlink()
+
+
+def test_limit_is_another_data_set(world, small_clip, command):
+    for source in ("folder", "wds"):
+        command("--limit", "5", "--icir_source", source, "--features_dir", source)
+    folders = [output_folder(world, small_clip, s, "shop_first5") for s in ("folder", "wds")]
+    assert not output_folder(world, small_clip, "folder").exists()
+    for name in ("query.csv", "database.csv"):
+        first, second = ((folder / name).read_bytes() for folder in folders)
+        assert first == second
+    for folder in folders:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["limit"] == 5
+        assert manifest["counts"] == {"query": 5, "database": 5}
+        assert not (folder / ".parts").exists()
+    arrays = [np.load(folder / "database_image.npy") for folder in folders]
+    np.testing.assert_allclose(*arrays, rtol=1e-4, atol=1e-6)
+
+
+def test_data_set_of_ones_own(world, small_clip, command):
+    """A folder anywhere; its name is the data set's."""
+    command("--features_dir", "own", dataset=str(world / "data" / "shop"))
+    assert output_folder(world, small_clip, "own", "shop").is_dir()
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_image_mean(world, small_clip, encoder, command, tmp_path, shards):
+    root = world / "data" / "shop"
+    images = root / "webdataset" / "query" if shards else root / "query"
+    command("--images", str(images), "--data_dir", str(tmp_path), dataset="mean")
+    path = mean_path(tmp_path, f"local-dir:{small_clip}")
+    assert sorted(os.listdir(path.parent)) == [path.name]
+    features = np.load(output_folder(world, small_clip, "plain") / "query_image.npy")
+    if not shards:
+        features = features[:5]  # the distinct ones
+    units = features / np.linalg.norm(features, axis=1, keepdims=True)
+    mean = load_mean(tmp_path, f"local-dir:{small_clip}")
+    np.testing.assert_allclose(mean.arrays["mean"][0], units.mean(axis=0), rtol=1e-4, atol=1e-6)
+    assert mean.manifest["counts"] == {"images": len(features)}
+    assert mean.manifest["model"] == encoder.identity
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_normalisation_features(world, small_clip, encoder, command, tmp_path, shards):
+    root = world / "data" / "shop"
+    images = root / "webdataset" / "query" if shards else root
+    number = {
+        row: i for i, row in reversed(list(enumerate(row[0] for row in make_rows()["query"])))
+    }
+    names = [f"{number[p]:06d}.jpg" if shards else p for p in ("query/q 1.jpg", "query/q 3.jpg")]
+    captions = tmp_path / "captions.csv"
+    rows = [(names[0], "one, red"), (names[1], "two"), (names[0], "two")]
+    write_rows(captions, [("image_path", "caption"), *rows])
+    flags = ("--images", str(images), "--captions", str(captions))
+    command(*flags, "--path_to_synthetic_data", str(tmp_path / "s"), dataset="synthetic")
+    assert synthetic_path(tmp_path / "s", f"local-dir:{small_clip}").exists()
+    found = load_synthetic(tmp_path / "s", f"local-dir:{small_clip}")
+    query = np.load(output_folder(world, small_clip, "plain") / "query_image.npy")
+    expected = query[[1, 3, 1]]
+    np.testing.assert_allclose(found.arrays["image_features"], expected, rtol=1e-4, atol=1e-6)
+    texts = encoder.encode_texts(["one, red", "two", "two"], 8)
+    np.testing.assert_allclose(found.arrays["text_features"], texts, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------
+# The reference's files
+# ---------------------------------------------------------------------------------------------
+
+
+def describe(content: dict) -> dict:
+    """Keys in order, with types, and the dtype and rank of arrays."""
+    found = {}
+    for key, value in content.items():
+        array = isinstance(value, np.ndarray)
+        found[key] = (type(value), value.dtype, value.ndim) if array else type(value)
+    return found
+
+
+def test_pickles_round_trip(world, small_clip, command):
+    command("--features_dir", "reference", "--format", "pkl")
+    command("--features_dir", "reference", "--format", "pkl", dataset="corpus")
+    folder = output_folder(world, small_clip, "reference")
+    golden = GOLDEN / "clip" / "features" / "clip_features"
+    for split in ("query", "database"):
+        content = pickle.loads((folder / f"{split}_shop_features.pkl").read_bytes())
+        known = pickle.loads((golden / "icir" / f"{split}_icir_features.pkl").read_bytes())
+        assert list(content) == list(known)
+        assert describe(content) == describe(known)
+    assert content["paths"][0] == "./data/shop/database/d0.jpg"
+    corpus = pickle.loads((folder.parent / "corpus" / "generic_styles.pkl").read_bytes())
+    known = pickle.loads((golden / "corpus" / "generic_styles.pkl").read_bytes())
+    assert describe(corpus) == describe(known)
+    for dataset in ("shop", "corpus"):
+        command_line = ["--dataset", dataset, "--backbone", f"local-dir:{small_clip}"]
+        create_features.main([*command_line, "--from_pkl", "reference", "--features_dir", "back"])
+    back = output_folder(world, small_clip, "back")
+    first, second = native_bytes(folder), native_bytes(back)
+    for name in NATIVE[:-1]:
+        assert first[name] == second[name]
+    assert json.loads(second["manifest.json"])["model"] is None
+    for name in ("generic_styles.csv", "generic_styles.npy"):
+        corpora = (path.parent / "corpus" / name for path in (folder, back))
+        first, second = (path.read_bytes() for path in corpora)
+        assert first == second
+
+
+def test_golden_pickles_become_native(tmp_path):
+    flags = ("--backbone", "clip", "--from_pkl", str(GOLDEN / "clip" / "features"))
+    command = ("--features_dir", str(tmp_path), *flags)
+    create_features.main(["--dataset", "icir", *command])
+    create_features.main(["--dataset", "corpus", *command])
+    native = load_features(tmp_path, "clip", "icir")
+    known = load_features(GOLDEN / "clip" / "features", "clip", "icir")
+    np.testing.assert_array_equal(native.query_context_text, known.query_context_text)
+    rows = slice(0, known.database.shape[0])
+    np.testing.assert_array_equal(native.database.read(rows), known.database.read(rows))
+    assert native.queries["image_path"][0] == "query/temple_of_poseidon/0.jpg"
+    assert len(list((tmp_path / "clip_features" / "corpus").glob("*.npy"))) == 3
+
+
+# ---------------------------------------------------------------------------------------------
+# A line for every mistake
+# ---------------------------------------------------------------------------------------------
+
+MISTAKES = {
+    "corpus limit": (("--limit", "3"), "corpus", "--limit has no effect with --dataset corpus"),
+    "corpus source": (("--icir_source", "wds"), "corpus", "--icir_source has no effect"),
+    "corpus workers": (("--workers", "1"), "corpus", "--workers has no effect"),
+    "dataset images": (("--images", "."), "shop", "--images has no effect with --dataset shop"),
+    "mean captions": (("--images", ".", "--captions", "c.csv"), "mean", "--captions has no effect"),
+    "mean format": (("--images", ".", "--format", "pkl"), "mean", "--format has no effect"),
+    "pickle batch": (("--from_pkl", "."), "shop", "--batch has no effect with --from_pkl"),
+    "pickle mean": (("--from_pkl", "."), "mean", "--from_pkl has no effect with --dataset mean"),
+    "mean without images": ((), "mean", "--dataset mean needs --images"),
+    "no captions": (("--images", "."), "synthetic", "--dataset synthetic needs --captions"),
+    "no such images": (("--images", "nowhere"), "mean", "--images nowhere does not exist"),
+    "no images there": (("--images", "corpora"), "mean", "--images corpora holds neither images"),
+    "pkl float16": (("--format", "pkl", "--save_dtype", "float16"), "shop", "is float32"),
+    "no such data set": ((), "nothing", "no data set 'nothing'"),
+    "no corpora": (("--corpora_dir", "data/shop/query"), "corpus", "no corpus (*.csv) in data/"),
+    "no subjects": (("--corpora_dir", "data"), "shop", "no data/generic_subjects.csv"),
+    "two columns": (("--corpora_dir", "bad"), "corpus", "bad/c.csv, row 2: 2 columns"),
+    "no shards": (("--icir_source", "wds"), "bare", "no query-NNNNNN.tar in"),
+    "wrong columns": ((), "torn", "query_files.csv, row 2: 2 columns where 3 are expected"),
+    "absent image": (
+        (),
+        "bare",
+        "query/absent.jpg (data/bare/query_files.csv, row 1): no such file",
+    ),
+    "captions of one column": (
+        ("--images", "data/shop", "--captions", "data/one.csv"),
+        "synthetic",
+        "data/one.csv, row 1: image_path,caption is expected",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory) -> Path:
+    """A world with every kind of broken file in it."""
+    world = make_world(tmp_path_factory.mktemp("mistaken"))
+    write_rows(world / "bad" / "c.csv", [("one",), ("two", "three")])
+    write_rows(world / "data" / "one.csv", [("a.jpg",)])
+    write_rows(world / "data" / "torn" / "query_files.csv", [("a", "b", "c"), ("a", "b")])
+    for split in ("query", "database"):
+        path = world / "data" / "bare" / f"{split}_files.csv"
+        write_rows(path, [(f"{split}/absent.jpg", "text", "it")])
+    return world
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(mistaken, small_clip, monkeypatch, capsys, name):
+    flags, dataset, expected = MISTAKES[name]
+    monkeypatch.chdir(mistaken)
+    before = sorted(p for p in mistaken.rglob("*") if ".parts" not in p.parts)
+    monkeypatch.setattr(sys, "argv", arguments(small_clip, *flags, dataset=dataset))
+    with pytest.raises(SystemExit) as stopped:
+        create_features.run_command(create_features.main)
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1
+    assert expected in lines[0]
+    made = {p for p in mistaken.rglob("*") if ".parts" not in p.parts} - set(before)
+    assert all(path.is_dir() for path in made)  # nothing but, perhaps, the folder of the parts
+
+
+def test_mistake_from_the_shell(mistaken, small_clip):
+    done = run(mistaken, small_clip, "--workers", "2", dataset="bare")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: query/absent.jpg (data/bare/query_files")
+
+
+def test_no_data_set_named(capsys):
+    with pytest.raises(UserError, match="--dataset is missing"):
+        create_features.main([])
+
+
+def test_hostile_pickle(tmp_path, small_clip):
+    """Nothing in a pickle runs."""
+
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    folder = tmp_path / "f" / "clip_features" / "corpus"
+    folder.mkdir(parents=True)
+    (folder / "c.pkl").write_bytes(pickle.dumps({"feats": Hostile(), "prompts": ["a"]}))
+    flags = ["--dataset", "corpus", "--backbone", "clip", "--features_dir", str(tmp_path / "n")]
+    with pytest.raises(UserError, match=r"c\.pkl is refused"):
+        create_features.main([*flags, "--from_pkl", str(tmp_path / "f")])
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "n").exists()
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys, runpy; sys.argv[1:] = ['--help']\n"
+        f"try: runpy.run_path({str(COMMAND)!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'open_clip' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=COMMAND.parent,
+        env=environment(PYTHONPATH=str(COMMAND.parent)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--on_bad_image" in done.stdout
+
+
+def test_fall_back_to_the_cpu_is_said(mistaken, small_clip, monkeypatch, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.chdir(mistaken)
+    command = arguments(small_clip, "--images", "data/shop/query", dataset="mean")[1:]
+    command[command.index("--gpu") + 1] = "0"
+    create_features.main([*command, "--workers", "0", "--data_dir", str(mistaken / "m")])
+    assert "no CUDA device here: running on the CPU" in capsys.readouterr().err
+
+
+def test_backbones_are_listed(capsys):
+    create_features.main(["--list_backbones"])
+    listed = capsys.readouterr().out.splitlines()
+    assert {"clip", "siglip", "tiny", "ViT-B-32/laion2b_s34b_b79k"} <= set(listed)
+
+
+def test_images_in_a_tree(tmp_path, small_clip, monkeypatch):
+    """Sub-folders, other files between the images, and captions that name a missing image."""
+    (tmp_path / "tree" / "sub folder").mkdir(parents=True)
+    draw_image(1).save(tmp_path / "tree" / "sub folder" / "A.PNG")
+    (tmp_path / "tree" / "notes.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    flags = ("--images", "tree", "--workers", "0")
+    create_features.main(arguments(small_clip, *flags, dataset="mean")[1:])
+    mean = load_mean(tmp_path / "data", f"local-dir:{small_clip}")
+    assert mean.manifest["counts"] == {"images": 1}
+    assert np.linalg.norm(mean.arrays["mean"]) == pytest.approx(1, abs=1e-5)
+    write_rows(tmp_path / "c.csv", [("sub folder/A.PNG", "one"), ("B.png", "two")])
+    with pytest.raises(UserError, match=r"B\.png \(c\.csv, row 2\): No such file"):
+        create_features.main(
+            arguments(small_clip, *flags, "--captions", "c.csv", dataset="synthetic")[1:]
+        )
