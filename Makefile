@@ -19,9 +19,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The whole toolkit on the tiny world: data set, features, five methods, report.
+# The whole toolkit on the tiny world: data set, its contact sheet, features, five methods, report.
 demo: install
 	$(BIN)/python data/tiny/make_split.py
+	$(BIN)/python data/tiny/contact_sheet.py
 	$(BIN)/python create_features.py --dataset corpus --backbone tiny
 	$(BIN)/python create_features.py $(TINY) --icir_source wds
 	$(BIN)/python run_retrieval.py $(TINY) --method all --use_preset --report
