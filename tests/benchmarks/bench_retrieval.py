@@ -515,7 +515,9 @@ def measure_all(setting: Setting, sections: set[str]) -> tuple[str, list[Line]]:
     for name, part in parts.items():
         if name in sections:
             print(f"measuring: {name}", file=sys.stderr, flush=True)
-            lines += part()
+            lines += (measured := part())
+            for line in measured:  # a call that is cut short has shown what it had
+                print("  " + "  ".join(filter(None, cells(line))), file=sys.stderr, flush=True)
     remove(setting, world)
     return size, lines
 
