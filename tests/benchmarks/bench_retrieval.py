@@ -114,11 +114,15 @@ def measure_process(setting: Setting, command: Iterable[object], folder: Path) -
             stderr=subprocess.STDOUT,
         )
         private, done = 0.0, 0
-        while not done:
-            done, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if not done:
-                private = max(private, private_memory(process.pid))
-                time.sleep(POLL_SECONDS)
+        try:
+            while not done:
+                done, status, usage = os.wait4(process.pid, os.WNOHANG)
+                if not done:
+                    private = max(private, private_memory(process.pid))
+                    time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            process.kill()
+            raise
         wall = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
