@@ -1,8 +1,8 @@
 """Train the tiny world's CLIP from nothing: `python3 data/tiny/train.py [--out DIR]`.
 
 Renders the training images, trains with the contrastive loss, and writes an open_clip folder
-(open_clip_config.json, open_clip_model.safetensors in fp16) and training_log.json. Deterministic
-given the machine, the number of threads and the versions of the libraries.
+(open_clip_config.json, open_clip_model.safetensors in fp16) and training_log.json. Seeded, with
+torch's deterministic kernels; the README says how far a run has been seen to repeat.
 """
 
 from __future__ import annotations
