@@ -172,7 +172,8 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
         "rank_timeout",
         type=positive,
         metavar="S",
-        help="seconds of silence after which another rank counts as dead (default: 60)",
+        help="seconds of silence after which another rank counts as dead (default: 60; at the "
+        "start, while models are loaded, five times as long)",
     )
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 IMAGES_AT_ONCE = 32  # images that a worker hands over together, whatever the batch size
 BEAT_SECONDS = 1.0  # between two signs of life of a rank
+FIRST_SIGN_FACTOR = 5  # a rank's first sign may take longer than the others: it loads the model
 POLL_SECONDS = 0.5  # between two looks at what other ranks have done
 NAME_LIMIT = 5  # names listed on one console line
 
@@ -137,9 +138,10 @@ class Watch:
         state = "" if self._last == self._first else self._last["state"]
         if state == "failed":
             raise UserError(f"rank {self.rank} stopped: {self._last['text']}")
-        if time.monotonic() - self._changed > self._timeout and state != "encoded":
+        timeout = self._timeout if state else FIRST_SIGN_FACTOR * self._timeout
+        if time.monotonic() - self._changed > timeout and state != "encoded":
             raise UserError(
-                f"rank {self.rank} has shown no sign of life for {self._timeout:g} s; what is "
+                f"rank {self.rank} has shown no sign of life for {timeout:g} s; what is "
                 "done is safe, and the same command continues, with any number of ranks"
             )
         return state
@@ -819,13 +821,19 @@ def run_job(job: Job, encoder: Encoder, settings: Settings, ranks: Ranks) -> Clo
     run = Extraction(
         encoder, job.parts, settings, Clock(), quiet=ranks.rank > 0, alone=ranks.world == 1
     )
-    folder = job.parts.folder / "ranks"
-    if ranks.world == 1:
+    with _in_plain_words():
+        if ranks.world > 1:
+            return _run_among_ranks(job, run, ranks)
         with _lock(job.parts.folder):
             _prepare(job, settings)
             _encode_share(job, run, ranks)
             _finish(job, settings)
         return run.clock
+
+
+def _run_among_ranks(job: Job, run: Extraction, ranks: Ranks) -> Clock | None:
+    """One of several ranks' share: rank 0 prepares, all encode, rank 0 waits and finishes."""
+    folder, settings = job.parts.folder / "ranks", run.settings
     others = [0] if ranks.rank else range(1, ranks.world)
     watches = [Watch(folder, rank, settings.timeout) for rank in others]
     beat = Beat(folder, ranks.rank)
@@ -849,6 +857,29 @@ def run_job(job: Job, encoder: Encoder, settings: Settings, ranks: Ranks) -> Clo
         raise
     finally:
         beat.stop()
+
+
+@contextlib.contextmanager
+def _in_plain_words() -> Iterator[None]:
+    """Turn what a machine's limits raise into a line for the user; the parts done are safe."""
+    safe = "what is done is safe, and the same command continues"
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory does not hold a batch ({str(error).splitlines()[0]}); start afresh "
+            "with a smaller --batch and --overwrite"
+        ) from error
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{name}{error.strerror or error}; {safe}") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a worker process died, perhaps for lack of (shared) memory; {safe}, best with fewer "
+            "--workers"
+        ) from error
 
 
 @contextlib.contextmanager
