@@ -9,6 +9,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+
+import utils_retrieval
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -92,6 +95,35 @@ def test_choices_in_the_table_are_those_of_help(program):
     offered = dict(re.findall(r"--([\w-]+) \{([^}]+)\}", help_text(program)))
     for name, choices in shown:
         assert sorted(choices.split("\\|")) == sorted(offered[name].split(",")), name
+
+
+def test_defaults_in_the_table_are_those_of_help():
+    """Where both name a default, a word or a number, they name the same."""
+    program = "run_retrieval.py"
+    text = re.sub(r"\n {20,}", " ", help_text(program))
+    offered = dict(re.findall(r"^  --(\w+).*?\(default: ([\w.]+)\)$", text, re.MULTILINE))
+    rows = re.findall(r"^\| `--(\w+).*\| `?([\w.]+)`? \|$", section(f"Flags of `{program}`"), re.M)
+    both = {name: (shown, offered[name]) for name, shown in rows if name in offered}
+    assert len(both) > 15
+    assert {name: pair for name, pair in both.items() if pair[0] != pair[1]} == {}
+
+
+def test_the_example_of_a_method_works():
+    """The README's new method, run as it stands, gives the scores that its docstring states."""
+    block = next(
+        b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "METHODS[" in b
+    )
+    names = {"METHODS": {}, "Method": utils_retrieval.Method}
+    exec(block, names)
+    ((name, method),) = names["METHODS"].items()
+    assert name not in utils_retrieval.METHODS
+    random = torch.Generator().manual_seed(0)
+    image, text = torch.randn(3, 4, generator=random), torch.randn(3, 4, generator=random)
+    rows = utils_retrieval.unit_rows(torch.randn(5, 4, generator=random))
+    queries = utils_retrieval.Queries(image, text, None)
+    gallery = utils_retrieval.Gallery.of(rows)
+    (scores,) = method.scores(queries, gallery, [utils_retrieval.Parameters()])
+    assert torch.allclose(scores, text @ rows.T + 0.1 * image @ rows.T, atol=1e-6)
 
 
 def test_files_it_links_to_exist():
