@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXPANSION_TEMPERATURE = 0.1  # weights exp(0.1 s) of the neighbours, exp(0.1) of the query
 COVARIANCE_OFFSET = 1e-5  # added to every entry of C, as the reference does
 SYNTHETIC_ROWS_AT_ONCE = 4096
-IMAGE_VARIANTS_AT_ONCE = 8  # of a sweep, searched by one product: bounds the memory
+IMAGE_VARIANTS_AT_ONCE = 16  # of a sweep, searched by one product: bounds the memory
 
 
 # ---------------------------------------------------------------------------------------------
