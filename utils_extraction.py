@@ -638,7 +638,8 @@ class Extraction:
     alone: bool = True  # the only rank
 
     def bar(self, stage: Stage, total: int | None, unit: str) -> tqdm:
-        return tqdm(total=total, desc=stage.name, unit=unit, disable=self.quiet or None)  # nor in a log file
+        disable = self.quiet or None  # None: where stderr is no terminal
+        return tqdm(total=total, desc=stage.name, unit=unit, disable=disable)
 
     def save(self, stage: Stage, name: str, part: Part) -> None:
         with self.clock.measure("writing"):
