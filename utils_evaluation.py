@@ -228,7 +228,8 @@ def _rank(pairs: list[tuple[_Collector, torch.Tensor]], positive: tuple, ties: s
     start = torch.arange(runs, device=query.device)[:, None] * count
     stacked = torch.cat([scores for _, scores in pairs]) if runs > 1 else pairs[0][1]
     ranks, tied = positive_ranks(stacked, (query + start).flatten(), row.repeat(runs), ties)
-    parts = zip(pairs, ranks.view(runs, -1), tied.view(runs, -1), strict=True)
+    shape = (runs, len(row))  # a block may have no positive at all
+    parts = zip(pairs, ranks.view(shape), tied.view(shape), strict=True)
     for (collector, scores), own_ranks, own_tied in parts:
         collector.add(scores, own_ranks, own_tied)
 

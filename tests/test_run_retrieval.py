@@ -159,6 +159,22 @@ def test_queries_without_positives_stay_in_the_means_and_are_counted(world, tmp_
     assert read(folder / "results" / "icir" / "text" / "APs.csv")[0]["AP"] == "0.0"
 
 
+def test_an_instance_without_any_positive_scores_0(world, tmp_path):
+    folder = copy_world(world, tmp_path / "copy")
+    table = folder / "features/clip_features/icir/query.csv"
+    rows = read(table)
+    for row in rows:
+        row["text"] = "as nothing" if row["instance"] == "stone_lion" else row["text"]
+    with open(table, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    succeed(folder, "--method", "sum", "--sweep", "fusion_weight=0:1:0.5")
+    succeed(folder, "--method", "sum")
+    aps = read(folder / "results" / "icir" / "sum" / "APs.csv")
+    assert {row["AP"] for row in aps if row["Instance"] == "stone_lion"} == {"0.0"}
+
+
 # --- mistakes ----------------------------------------------------------------------------------
 
 
