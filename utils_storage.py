@@ -10,6 +10,7 @@ import io
 import json
 import mmap
 import pickle
+import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -321,7 +322,7 @@ def _read_array(path: Path) -> np.ndarray:
     with open_feature_file(path) as file:
         try:
             array = np.load(file, allow_pickle=False)
-        except ValueError as error:
+        except (EOFError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is not a .npy file ({error}); extract it again") from None
     return _two_dimensional(array, str(path))
 
@@ -441,7 +442,7 @@ def _load_npz(path: Path, names: list[str]) -> Asset:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: np.atleast_2d(content[name]) for name in names}
             manifest = json.loads(str(content["manifest"]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}); make it again") from None
     arrays = {name: _two_dimensional(array, f"{path}, {name}") for name, array in arrays.items()}
     return Asset(arrays, path, manifest)

@@ -17,6 +17,7 @@ from utils_storage import (
     load_mean,
     load_pickle,
     load_synthetic,
+    mean_path,
     read_database_table,
 )
 
@@ -145,3 +146,14 @@ def test_files_of_two_models_are_not_mixed(tmp_path):
         UserError, match=r"generic_styles\.json.*activation is 'QuickGELU' and 'GEL"
     ):
         check_same_model(features, [corpus])
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut short"])
+def test_broken_assets_are_named(tmp_path, content):
+    world = write_native_world(tmp_path)
+    mean_path(world / "data", "clip").write_bytes(content)
+    with pytest.raises(UserError, match=r"mean_clip\.npz cannot be read"):
+        load_mean(world / "data", "clip")
+    (world / "features/clip_features/corpus/generic_styles.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"generic_styles\.npy is not a \.npy file"):
+        load_corpus(world / "features", "clip", "generic_styles")
