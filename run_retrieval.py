@@ -13,7 +13,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import TIE_RULES, UserError, add_flag, code_version, run_command, select_device
+from utils import (
+    TIE_RULES,
+    UserError,
+    add_flag,
+    code_version,
+    quick_imports,
+    run_command,
+    select_device,
+)
 from utils_retrieval import METHODS, Parameters
 from utils_runs import (
     DEFAULTS,
@@ -259,10 +267,12 @@ def _check_synthetic(args: argparse.Namespace, runs: list[Run]) -> None:
 
 def run_all(args: argparse.Namespace, runs: list[Run], labels: list[dict]) -> None:
     """Load what the runs need, evaluate them in one pass, print and write their tables."""
-    from tqdm import tqdm
+    with quick_imports():
+        import torch  # noqa: F401
+        from tqdm import tqdm
 
-    from utils_evaluation import evaluate
-    from utils_storage import load_features, manifest_hash
+        from utils_evaluation import evaluate
+        from utils_storage import load_features, manifest_hash
 
     features = load_features(args.features_dir, args.backbone, dataset_name(args.dataset))
     check_context(features, runs)

@@ -12,7 +12,7 @@ torch is imported inside the functions that need it, so that `--help` answers at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING
@@ -80,14 +80,19 @@ class Gallery:
 
     def similarity(self, vectors: Tensor, mean: Tensor | None = None) -> Tensor:
         """V (X - m)': (V, D) against all rows -> (V, N); mean: (D,) or None for zero."""
-        similarity = (vectors @ self.raw.T).div_(self.length)
-        return similarity if mean is None else similarity.sub_((vectors @ mean)[:, None])
+        return self.similarities({"": (vectors, mean)})[""]
 
-    def similarities(self, parts: Sequence[Tensor], mean: Tensor | None) -> tuple[Tensor, ...]:
-        """similarity of each part, (V_i, D) -> (V_i, N), by one product over the rows."""
+    def similarities(self, parts: dict[Hashable, tuple[Tensor, Tensor | None]]) -> dict:
+        """similarity of each part (V_i, m_i) -> (V_i, N), by name, by one product over the rows."""
         import torch
 
-        return self.similarity(torch.cat(list(parts)), mean).split([len(part) for part in parts])
+        vectors = [vectors for vectors, _ in parts.values()]
+        product = (torch.cat(vectors) @ self.raw.T).div_(self.length)
+        found = dict(zip(parts, product.split([len(v) for v in vectors]), strict=True))
+        for name, (vectors, mean) in parts.items():
+            if mean is not None:
+                found[name].sub_((vectors @ mean)[:, None])
+        return found
 
     def mean(self) -> Tensor:
         """The mean of X, (D,)."""
@@ -129,23 +134,29 @@ def text_scores(queries: Queries, gallery: Gallery, points: Sequence[Parameters]
 
 def sum_scores(queries: Queries, gallery: Gallery, points: Sequence[Parameters]):
     """(1 - w) I X' + w T X', for every point: yields (Q, N). w = 0.5 ranks like the plain sum."""
-    image = gallery.similarity(queries.image)
-    text = cache(lambda contextualize: gallery.similarity(queries.texts(contextualize)))
+    image, text = _image_and_text(queries, gallery, points)
     for point in points:
         if point.fusion_weight == 0.5:
-            yield image + text(point.contextualize)
+            yield image + text[point.contextualize]
         else:
-            yield image.lerp(text(point.contextualize), point.fusion_weight)
+            yield image.lerp(text[point.contextualize], point.fusion_weight)
 
 
 def product_scores(queries: Queries, gallery: Gallery, points: Sequence[Parameters]):
     """max(I X', 0) * max(T X', 0), element by element, for every point: yields (Q, N)."""
-    image = gallery.similarity(queries.image).clamp_(min=0)
-    text = cache(
-        lambda contextualize: gallery.similarity(queries.texts(contextualize)).clamp_(min=0)
-    )
+    image, text = _image_and_text(queries, gallery, points)
+    for similarity in (image, *text.values()):
+        similarity.clamp_(min=0)
     for point in points:
-        yield image * text(point.contextualize)
+        yield image * text[point.contextualize]
+
+
+def _image_and_text(queries: Queries, gallery: Gallery, points: Sequence[Parameters]):
+    """I X' (Q, N), and T X' by whether the texts are contextualised, in one product."""
+    text = {point.contextualize: None for point in points}
+    vectors = {"image": queries.image} | {name: queries.texts(name) for name in text}
+    found = gallery.similarities({name: (v, None) for name, v in vectors.items()})
+    return found.pop("image"), found
 
 
 # ---------------------------------------------------------------------------------------------
@@ -325,29 +336,23 @@ def _neighbours(points: Sequence[BasicPoint]) -> Iterator[list[BasicPoint]]:
 
 
 def _basic_scores(queries: Queries, gallery: Gallery, points: Sequence[BasicPoint]):
-    """The scores of a few points: every stage is cached by its arguments, tensors by identity."""
+    """The scores of a few points, every stage done once for those that agree in what it reads.
+
+    Two products over the gallery serve them all: of the query images and the texts, and of the
+    expanded queries.
+    """
 
     @cache
     def image_mean(stored: Tensor | None, own: bool) -> Tensor | None:
         return gallery.mean() if own else stored
 
     @cache
-    def image_similarities(m_i: Tensor | None, qe_k: int) -> dict[Tensor | None, Tensor]:
-        """basis -> s_i (Q, N), for all bases that occur, in one product over the gallery."""
-        alike = (p for p in points if image_mean(*p.mean_key) is m_i and p.qe_k == qe_k)
-        bases = list(dict.fromkeys(point.basis for point in alike))
-        images = queries.image if m_i is None else queries.image - m_i
-        vectors = [project(images, basis) for basis in bases]
-        if qe_k:
-            similarities = gallery.similarities(vectors, m_i)
-            expanded = [expand_queries(images, s, gallery, m_i, qe_k) for s in similarities]
-            vectors = [project(e, basis) for e, basis in zip(expanded, bases, strict=True)]
-        return dict(zip(bases, gallery.similarities(vectors, m_i), strict=True))
+    def centred_images(m_i: Tensor | None) -> Tensor:
+        return queries.image if m_i is None else queries.image - m_i
 
-    @cache
-    def text_similarity(m_i: Tensor | None, m_t: Tensor | None, contextualize: bool) -> Tensor:
-        texts = queries.texts(contextualize)
-        return gallery.similarity(texts if m_t is None else texts - m_t, m_i)
+    def texts(m_t: Tensor | None, contextualize: bool) -> Tensor:
+        vectors = queries.texts(contextualize)
+        return vectors if m_t is None else vectors - m_t
 
     @cache
     def normalised(similarity: Tensor, lowest: float, scale: float) -> Tensor:
@@ -357,11 +362,30 @@ def _basic_scores(queries: Queries, gallery: Gallery, points: Sequence[BasicPoin
     def harris_terms(s_i: Tensor, s_t: Tensor) -> tuple[Tensor, Tensor]:
         return s_i * s_t, (s_i + s_t).square_()
 
+    plans, vectors = [], {}
     for point in points:
-        p = point.parameters
         m_i = image_mean(*point.mean_key)
-        s_i = image_similarities(m_i, point.qe_k)[point.basis]
-        s_t = text_similarity(m_i, point.text_mean, p.contextualize)
+        image = ("image", m_i, point.basis)
+        text = ("text", m_i, point.text_mean, point.parameters.contextualize)
+        if image not in vectors:
+            vectors[image] = project(centred_images(m_i), point.basis), m_i
+        if text not in vectors:
+            vectors[text] = texts(*text[2:]), m_i
+        plans.append((point, m_i, image, text))
+    found = gallery.similarities(vectors)
+
+    expanded = {}
+    for point, m_i, image, _ in plans:
+        k = point.qe_k
+        if k and (image, k) not in expanded:
+            images = expand_queries(centred_images(m_i), found[image], gallery, m_i, k)
+            expanded[image, k] = project(images, point.basis), m_i
+    if expanded:
+        found |= gallery.similarities(expanded)
+
+    for point, m_i, image, text in plans:
+        p = point.parameters
+        s_i, s_t = found[(image, point.qe_k) if point.qe_k else image], found[text]
         if p.normalize_similarities:
             a, b = point.minima or synthetic_minima(point.assets, m_i, point.text_mean)
             s_i = normalised(s_i, a, a)

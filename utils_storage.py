@@ -147,11 +147,28 @@ class MappedRows:
         return self.dtype.itemsize * self.shape[1]
 
     def read(self, rows: slice | np.ndarray) -> np.ndarray:
-        """The rows of a slice, without a copy, or of an increasing index array, gathered."""
-        if isinstance(rows, slice):
-            return self._map(rows.start, rows.stop)
-        first = int(rows[0])
-        return self._map(first, int(rows[-1]) + 1)[rows - first]
+        """The rows of a slice, without a copy, or of an increasing index array, gathered.
+
+        Raises UserError if the file has been cut since its header was read.
+        """
+        return self._map(rows.start, rows.stop) if isinstance(rows, slice) else self._gather(rows)
+
+    def _gather(self, rows: np.ndarray) -> np.ndarray:
+        """Rows that lie apart, every stretch of neighbours read at once: mapping costs more."""
+        array = np.empty((len(rows), self.shape[1]), self.dtype)
+        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+        stops = [*starts[1:].tolist(), len(rows)]
+        offsets = (self._offset + self._row_bytes * rows[starts]).tolist()
+        with open(self.path, "rb", buffering=0) as file:
+            for start, stop, offset in zip(starts.tolist(), stops, offsets, strict=True):
+                file.seek(offset)
+                wanted = memoryview(array[start:stop]).cast("B")
+                while wanted:
+                    count = file.readinto(wanted)
+                    if not count:
+                        raise UserError(f"{self.path} is cut short; extract it again")
+                    wanted = wanted[count:]
+        return array
 
     def _map(self, start: int, stop: int) -> np.ndarray:
         begin = self._offset + start * self._row_bytes

@@ -113,6 +113,16 @@ def test_mapped_rows_are_the_files_rows(tmp_path, dtype):
         assert np.array_equal(mapped.read(wanted), rows[wanted])
 
 
+def test_a_file_cut_while_it_is_read_is_named(tmp_path):
+    np.save(tmp_path / "rows.npy", np.ones((50, 4), dtype=np.float32))
+    mapped = MappedRows(tmp_path / "rows.npy")
+    with open(tmp_path / "rows.npy", "r+b") as file:
+        file.truncate(500)
+    assert mapped.read(np.array([0, 2])).sum() == 8
+    with pytest.raises(UserError, match=r"rows\.npy is cut short"):
+        mapped.read(np.array([0, 49]))
+
+
 def test_native_assets_win_over_the_references(tmp_path):
     world = write_native_world(tmp_path)
     assert load_mean(world / "data", "clip").manifest is not None
