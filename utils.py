@@ -179,7 +179,8 @@ def select_device(gpu: int) -> torch.device:
 # ---------------------------------------------------------------------------------------------
 
 TIE_RULES = ("row", "best", "worst")
-PAIRS_AT_ONCE = 1 << 20  # (positive, database row) pairs compared in one step: fits the caches
+# (positive, database row) pairs compared in one step: fits a core's cache; fills a GPU
+PAIRS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 def positive_ranks(
@@ -187,37 +188,75 @@ def positive_ranks(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """0-based ranks of the positives, by counting the rows that score higher. No row is sorted.
 
-    scores: (Q, N), higher is better. query, position: int64 (P,), row and column in scores of
-    every positive, sorted by query, then position. ties: equal scores rank in column order
-    ("row"), or with the positives before ("best") or after ("worst") the negatives.
-    Returns ranks int64 (P,), and tied bool (P,): the positive ties with a negative.
+    scores: float32 (R, Q, N) of R runs, higher is better. query, position: int64 (P,), row and
+    column in each run's scores of every positive, sorted by query, then position. ties: equal
+    scores rank in column order ("row"), or with the positives before ("best") or after ("worst")
+    the negatives. Returns ranks int64 (R, P), and tied bool (R, P): the positive ties with a
+    negative.
     """
     import torch
 
-    value = scores[query, position]
-    higher, equal = torch.empty_like(query), torch.empty_like(query)
-    step = max(1, PAIRS_AT_ONCE // scores.shape[1])
-    for start in range(0, len(query), step):
-        chunk = slice(start, start + step)
-        rows, own = scores.index_select(0, query[chunk]), value[chunk, None]  # (C, N), (C, 1)
-        # Written and summed as floats: several times faster than as bools, and exact below 2**24.
-        higher[chunk] = torch.gt(rows, own, out=torch.empty_like(rows)).sum(1)
-        equal[chunk] = rows.ge_(own).sum(1)
-    equal -= higher + 1
+    value = scores[:, query, position]
+    higher, equal = _count_higher(scores, query, value)
     if not equal.any():
-        return higher, torch.zeros_like(query, dtype=torch.bool)
-    twin, twin_earlier = _equal_positives(query, value)
+        return higher, torch.zeros_like(equal, dtype=torch.bool)
+    runs, queries, columns = scores.shape
+    own_query = query + queries * torch.arange(runs, device=scores.device)[:, None]
+    twins = _equal_positives(own_query.flatten(), value.flatten())
+    twin, twin_earlier = (count.view_as(equal) for count in twins)
     tied = equal > twin
     if ties == "best":
         return higher + twin_earlier, tied
     if ties == "worst":
         return higher + equal - twin + twin_earlier, tied
-    repeated = equal.nonzero()[:, 0]
-    column = torch.arange(scores.shape[1], device=scores.device)
-    for pairs in repeated.split(step):
-        same = scores.index_select(0, query[pairs]) == value[pairs, None]
-        higher[pairs] += (same & (column < position[pairs, None])).sum(1)
+    column = torch.arange(columns, device=scores.device)
+    step = max(1, PAIRS_AT_ONCE[scores.device.type] // columns)
+    for run, which in (pairs.T for pairs in equal.nonzero().split(step)):
+        same = scores[run, query[which]] == value[run, which, None]
+        higher[run, which] += (same & (column < position[which, None])).sum(1)
     return higher, tied
+
+
+def _count_higher(
+    scores: torch.Tensor, query: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many columns score higher than each positive, and how many others the same.
+
+    scores (R, Q, N); query (P,), sorted; value (R, P), the positives' scores. int64 (R, P) both.
+    """
+    import torch
+
+    runs, queries, columns = scores.shape
+    at_once = PAIRS_AT_ONCE[scores.device.type]
+    # What scores less than every positive of its query counts nowhere.
+    lowest = value.new_full((runs, queries), float("inf"))
+    lowest.scatter_reduce_(1, query.expand(runs, -1), value, "amin")
+    in_play = (scores >= lowest[:, :, None]).any(0)
+    higher, at_least = torch.empty_like(value), torch.empty_like(value)
+    # Written and summed as floats: several times faster than as bools, and exact below 2**24.
+    buffer = scores.new_empty(max(at_once, columns))
+    start = 0
+    for number, count in enumerate(torch.bincount(query, minlength=queries).tolist()):
+        if not count:
+            continue
+        stop = start + count
+        rows = scores[:, number, in_play[number]]
+        columns = rows.shape[1]
+        for part in _slices(start, stop, at_once // columns):
+            for some in _slices(0, runs, at_once // (columns * (part.stop - part.start))):
+                own = value[some, part, None]
+                mask = buffer[: own.numel() * columns].view(*own.shape[:2], columns)
+                higher[some, part] = torch.gt(rows[some, None], own, out=mask).sum(2)
+                at_least[some, part] = torch.ge(rows[some, None], own, out=mask).sum(2)
+        start = stop
+    higher = higher.long()
+    return higher, at_least.long() - higher - 1
+
+
+def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
+    """The range in slices of at most that size, at least 1."""
+    for first in range(start, stop, max(1, size)):
+        yield slice(first, min(first + max(1, size), stop))
 
 
 def _equal_positives(query: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -223,15 +223,10 @@ def _rank(pairs: list[tuple[_Collector, torch.Tensor]], positive: tuple, ties: s
     """Rank the positives of a block in several runs' scores (Q, N), stacked."""
     import torch
 
-    query, row = positive
-    count, runs = len(pairs[0][1]), len(pairs)
-    start = torch.arange(runs, device=query.device)[:, None] * count
-    stacked = torch.cat([scores for _, scores in pairs]) if runs > 1 else pairs[0][1]
-    ranks, tied = positive_ranks(stacked, (query + start).flatten(), row.repeat(runs), ties)
-    shape = (runs, len(row))  # a block may have no positive at all
-    parts = zip(pairs, ranks.view(shape), tied.view(shape), strict=True)
-    for (collector, scores), own_ranks, own_tied in parts:
-        collector.add(scores, own_ranks, own_tied)
+    stacked = torch.stack([scores for _, scores in pairs]) if len(pairs) > 1 else pairs[0][1][None]
+    for pair, *ranked in zip(pairs, *positive_ranks(stacked, *positive, ties), strict=True):
+        collector, scores = pair
+        collector.add(scores, *ranked)
 
 
 def evaluate(

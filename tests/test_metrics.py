@@ -37,9 +37,9 @@ def world(seed: int, queries: int = 12, rows: int = 40, levels: int = 6):
 
 def ranks_of(scores, positive, ties, device="cpu"):
     query, position = np.nonzero(positive)
-    arguments = (torch.from_numpy(a).to(device) for a in (scores, query, position))
+    arguments = (torch.from_numpy(a).to(device) for a in (scores[None], query, position))
     ranks, tied = positive_ranks(*arguments, ties=ties)
-    return query, ranks.cpu().numpy(), tied.cpu().numpy()
+    return query, ranks[0].cpu().numpy(), tied[0].cpu().numpy()
 
 
 @pytest.mark.parametrize("ties", ["row", "best", "worst"])
@@ -64,12 +64,18 @@ def test_ranks_in_row_order_belong_to_their_own_rows():
     assert (order[query, ranks] == position).all()
 
 
-def test_memory_is_bounded_by_chunks(monkeypatch):
+@pytest.mark.parametrize("ties", ["row", "best", "worst"])
+@pytest.mark.parametrize("pairs_at_once", [1, 100, 1_000, 10_000])
+def test_several_runs_in_any_chunks_rank_as_each_alone(monkeypatch, pairs_at_once, ties):
     scores, positive = world(seed=7)
-    whole = ranks_of(scores, positive, "row")
-    monkeypatch.setattr("utils.PAIRS_AT_ONCE", 100)
-    chunked = ranks_of(scores, positive, "row")
-    assert all((a == b).all() for a, b in zip(whole, chunked, strict=True))
+    several = np.stack([scores, -scores, np.random.default_rng(0).permuted(scores, axis=1)])
+    alone = [ranks_of(own, positive, ties) for own in several]
+    monkeypatch.setattr("utils.PAIRS_AT_ONCE", {"cpu": pairs_at_once})
+    index = [torch.from_numpy(numbers) for numbers in np.nonzero(positive)]
+    ranks, tied = positive_ranks(torch.from_numpy(several), *index, ties=ties)
+    for number, (_, own_ranks, own_tied) in enumerate(alone):
+        assert ranks[number].tolist() == own_ranks.tolist()
+        assert tied[number].tolist() == own_tied.tolist()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

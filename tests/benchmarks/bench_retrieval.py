@@ -47,7 +47,11 @@ GRID_SWEEP = (
     "num_principal_components_for_projection=50,100,150,200,250",
 )
 # what run_retrieval.py imports before it can start
-IMPORTS = "import torch, pandas, tqdm, utils_evaluation, utils_storage, utils_tables"
+IMPORTS = """
+from utils import quick_imports
+with quick_imports():
+    import torch, pandas, tqdm, utils_evaluation, utils_storage, utils_tables
+"""
 BANDWIDTH_BYTES = 1 << 30
 FLOOR_REPEATS = 3
 
@@ -599,7 +603,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", action="store_true", help="leave the worlds in --folder")
     parser.add_argument("--output", type=Path, nargs="+", default=[], help="files: .md, .csv")
     parser.add_argument("--runs", type=int, default=3, help="repetitions of ours (default: 3)")
-    parser.add_argument("--baseline_runs", type=int, default=1, help="it is long (default: 1)")
+    parser.add_argument("--baseline_runs", type=int, default=3, help="of the baseline (default: 3)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--quick", action="store_true", help="a small world, one run of each")
