@@ -7,8 +7,11 @@ The usual run: python3 run_retrieval.py --dataset icir --backbone clip --method 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +38,8 @@ from utils_runs import (
 )
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     import pandas as pd
     import torch
 
@@ -176,7 +181,8 @@ def main(argv: list[str]) -> None:
         return
     check_combination(args)
     runs, labels = plan_runs(args)
-    run_all(args, runs, labels)
+    with _painter(bool(args.sweep) and _is_drawn(labels)) as painter:
+        run_all(args, runs, labels, painter)
 
 
 def _comparison_folder(run_a: Path, run_b: Path) -> Path:
@@ -265,8 +271,13 @@ def _check_synthetic(args: argparse.Namespace, runs: list[Run]) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def run_all(args: argparse.Namespace, runs: list[Run], labels: list[dict]) -> None:
-    """Load what the runs need, evaluate them in one pass, print and write their tables."""
+def run_all(
+    args: argparse.Namespace, runs: list[Run], labels: list[dict], painter: Executor | None
+) -> None:
+    """Load what the runs need, evaluate them in one pass, print and write their tables.
+
+    painter: where to draw a sweep, None where there is nothing to draw.
+    """
     with quick_imports():
         import torch  # noqa: F401
         from tqdm import tqdm
@@ -295,7 +306,7 @@ def run_all(args: argparse.Namespace, runs: list[Run], labels: list[dict]) -> No
     }
     folder = args.results_dir / features.dataset
     if args.sweep:
-        write_sweep(args, folder, evaluations, labels, facts)
+        write_sweep(args, folder, evaluations, labels, facts, painter)
     elif args.ablation:
         write_ablation(folder, evaluations, labels, facts)
     else:
@@ -465,35 +476,73 @@ def write_sweep(
     evaluations: list[Evaluation],
     labels: list[dict],
     facts: dict,
+    painter: Executor | None,
 ) -> None:
     """Write results/{dataset}/{variant}_sweep/: a row a point, and a plot over one or two axes."""
-    import pandas as pd
-
-    from utils_report import plot_sweep
     from utils_tables import MEANS, format_table, result_row, write_table
 
     points, ends = evaluations[: len(labels)], evaluations[len(labels) :]
     axes = list(labels[0])
     rows = [result_row(evaluation, facts) for evaluation in points]
+    means = [evaluation.means()["mAP"] for evaluation in points]
+    end_means = {evaluation.variant: evaluation.means()["mAP"] for evaluation in ends}
     base = settle_parameters(args.method, given_parameters(args), args.use_preset)
     folder = folder / f"{_named(args, args.method, base).variant}_sweep"
-    best = max(range(len(rows)), key=lambda number: points[number].means()["mAP"])
     write_table(folder / "mAP_table.csv", rows)
+    if painter:
+        plots = painter.submit(_draw, folder / "_".join(axes), labels, means, end_means)
+    best = max(range(len(rows)), key=means.__getitem__)
     print(format_table(rows, [*axes, *MEANS]))
     print(f"best: {_values(labels[best])} with mAP {rows[best]['mAP']}")
-    end_means = {evaluation.variant: evaluation.means()["mAP"] for evaluation in ends}
     if ends:
-        gain = points[best].means()["mAP"] - max(end_means.values())
         print(
             "composition gain: "
-            f"{gain:+.2f} mAP over the better of "
+            f"{means[best] - max(end_means.values()):+.2f} mAP over the better of "
             + ", ".join(f"{name} {value:.2f}" for name, value in end_means.items())
         )
-    print(f"written to {folder / 'mAP_table.csv'}")
-    if len(axes) <= 2 and not any(isinstance(value, bool) for value in labels[0].values()):
-        table = pd.DataFrame(labels).assign(mAP=[e.means()["mAP"] for e in points])
-        for path in plot_sweep(folder / "_".join(axes), table, axes, end_means or None):
-            print(f"written to {path}")
+    for path in [folder / "mAP_table.csv", *(plots.result() if painter else [])]:
+        print(f"written to {path}")
+
+
+@contextlib.contextmanager
+def _painter(wanted: bool) -> Iterator[Executor | None]:
+    """A process that draws: it imports matplotlib while this one imports torch and evaluates."""
+    if not wanted:
+        yield None
+        return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as painter:
+        painter.submit(_prepare_to_draw)
+        yield painter
+
+
+def _prepare_to_draw() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for it says so
+    with quick_imports():
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
+
+        import utils_report  # noqa: F401
+
+
+def _is_drawn(labels: list[dict]) -> bool:
+    """Whether a sweep has one or two axes, of numbers only."""
+    is_switch = any(isinstance(value, bool) for value in labels[0].values())
+    return len(labels[0]) <= 2 and not is_switch
+
+
+def _draw(
+    path_stem: Path, labels: list[dict], means: list[float], ends: dict[str, float]
+) -> list[Path]:
+    import pandas as pd
+
+    from utils_report import plot_sweep
+
+    return plot_sweep(
+        path_stem, pd.DataFrame(labels).assign(mAP=means), list(labels[0]), ends or None
+    )
 
 
 def _values(label: dict) -> str:

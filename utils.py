@@ -198,22 +198,21 @@ def positive_ranks(
 
     value = scores[:, query, position]
     higher, equal = _count_higher(scores, query, value)
-    if not equal.any():
-        return higher, torch.zeros_like(equal, dtype=torch.bool)
-    runs, queries, columns = scores.shape
-    own_query = query + queries * torch.arange(runs, device=scores.device)[:, None]
-    twins = _equal_positives(own_query.flatten(), value.flatten())
-    twin, twin_earlier = (count.view_as(equal) for count in twins)
-    tied = equal > twin
+    tied = torch.zeros_like(equal, dtype=torch.bool)
+    run, which = equal.nonzero(as_tuple=True)
+    own_equal, own_query = equal[run, which], query[which] + scores.shape[1] * run
+    twin, twin_earlier = _equal_positives(own_query, value[run, which])
+    tied[run, which] = own_equal > twin
     if ties == "best":
-        return higher + twin_earlier, tied
-    if ties == "worst":
-        return higher + equal - twin + twin_earlier, tied
-    column = torch.arange(columns, device=scores.device)
-    step = max(1, PAIRS_AT_ONCE[scores.device.type] // columns)
-    for run, which in (pairs.T for pairs in equal.nonzero().split(step)):
-        same = scores[run, query[which]] == value[run, which, None]
-        higher[run, which] += (same & (column < position[which, None])).sum(1)
+        higher[run, which] += twin_earlier
+    elif ties == "worst":
+        higher[run, which] += own_equal - twin + twin_earlier
+    else:
+        column = torch.arange(scores.shape[2], device=scores.device)
+        for some in _slices(0, len(run), PAIRS_AT_ONCE[scores.device.type] // len(column)):
+            pairs = run[some], which[some]
+            same = scores[pairs[0], query[pairs[1]]] == value[pairs][:, None]
+            higher[pairs] += (same & (column < position[pairs[1], None])).sum(1)
     return higher, tied
 
 
@@ -290,7 +289,8 @@ def average_precision(ranks: np.ndarray, query: np.ndarray, queries: int) -> np.
     """
     import numpy as np
 
-    ranks = ranks[np.lexsort((ranks, query))]
+    first = query * (ranks.max(initial=0) + 1)
+    ranks = np.sort(first + ranks) - first  # each query's ranks, rising
     count = np.bincount(query, minlength=queries)
     j = np.arange(len(ranks)) - (np.cumsum(count) - count)[query]
     before = np.where(ranks == 0, 1.0, j / np.maximum(ranks, 1))
