@@ -489,8 +489,7 @@ def write_sweep(
     base = settle_parameters(args.method, given_parameters(args), args.use_preset)
     folder = folder / f"{_named(args, args.method, base).variant}_sweep"
     write_table(folder / "mAP_table.csv", rows)
-    if painter:
-        plots = painter.submit(_draw, folder / "_".join(axes), labels, means, end_means)
+    drawing = painter and painter.submit(_draw, folder / "_".join(axes), labels, means, end_means)
     best = max(range(len(rows)), key=means.__getitem__)
     print(format_table(rows, [*axes, *MEANS]))
     print(f"best: {_values(labels[best])} with mAP {rows[best]['mAP']}")
@@ -500,7 +499,8 @@ def write_sweep(
             f"{means[best] - max(end_means.values()):+.2f} mAP over the better of "
             + ", ".join(f"{name} {value:.2f}" for name, value in end_means.items())
         )
-    for path in [folder / "mAP_table.csv", *(plots.result() if painter else [])]:
+    print(f"written to {folder / 'mAP_table.csv'}")
+    for path in drawing.result() if drawing else []:
         print(f"written to {path}")
 
 

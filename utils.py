@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,11 +184,11 @@ PAIRS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 def positive_ranks(
-    scores: torch.Tensor, query: torch.Tensor, position: torch.Tensor, ties: str = "row"
+    scores: Sequence[torch.Tensor], query: torch.Tensor, position: torch.Tensor, ties: str = "row"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """0-based ranks of the positives, by counting the rows that score higher. No row is sorted.
 
-    scores: float32 (R, Q, N) of R runs, higher is better. query, position: int64 (P,), row and
+    scores: float32 (Q, N) of each of R runs, higher is better. query, position: int64 (P,), row and
     column in each run's scores of every positive, sorted by query, then position. ties: equal
     scores rank in column order ("row"), or with the positives before ("best") or after ("worst")
     the negatives. Returns ranks int64 (R, P), and tied bool (R, P): the positive ties with a
@@ -196,55 +196,60 @@ def positive_ranks(
     """
     import torch
 
-    value = scores[:, query, position]
+    value = torch.stack([own[query, position] for own in scores])
     higher, equal = _count_higher(scores, query, value)
     tied = torch.zeros_like(equal, dtype=torch.bool)
     run, which = equal.nonzero(as_tuple=True)
-    own_equal, own_query = equal[run, which], query[which] + scores.shape[1] * run
-    twin, twin_earlier = _equal_positives(own_query, value[run, which])
-    tied[run, which] = own_equal > twin
+    others = equal[run, which]
+    twin, twin_earlier = _equal_positives(query[which] + len(scores[0]) * run, value[run, which])
+    tied[run, which] = others > twin
     if ties == "best":
         higher[run, which] += twin_earlier
     elif ties == "worst":
-        higher[run, which] += own_equal - twin + twin_earlier
-    else:
-        column = torch.arange(scores.shape[2], device=scores.device)
-        for some in _slices(0, len(run), PAIRS_AT_ONCE[scores.device.type] // len(column)):
-            pairs = run[some], which[some]
-            same = scores[pairs[0], query[pairs[1]]] == value[pairs][:, None]
-            higher[pairs] += (same & (column < position[pairs[1], None])).sum(1)
+        higher[run, which] += others - twin + twin_earlier
+    elif len(run):
+        columns = scores[0].shape[1]
+        column = torch.arange(columns, device=query.device)
+        step = max(1, PAIRS_AT_ONCE[query.device.type] // columns)
+        for number, own in enumerate(scores):
+            for some in which[run == number].split(step):
+                same = own[query[some]] == value[number, some, None]
+                higher[number, some] += (same & (column < position[some, None])).sum(1)
     return higher, tied
 
 
 def _count_higher(
-    scores: torch.Tensor, query: torch.Tensor, value: torch.Tensor
+    scores: Sequence[torch.Tensor], query: torch.Tensor, value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How many columns score higher than each positive, and how many others the same.
 
-    scores (R, Q, N); query (P,), sorted; value (R, P), the positives' scores. int64 (R, P) both.
+    scores: R times (Q, N); query (P,), sorted; value (R, P), the positives' scores. Returns int64
+    (R, P) both. A column that scores less than every positive of its query counts for none.
     """
     import torch
 
-    runs, queries, columns = scores.shape
-    at_once = PAIRS_AT_ONCE[scores.device.type]
-    # What scores less than every positive of its query counts nowhere.
-    lowest = value.new_full((runs, queries), float("inf"))
-    lowest.scatter_reduce_(1, query.expand(runs, -1), value, "amin")
-    in_play = (scores >= lowest[:, :, None]).any(0)
+    runs, queries = len(scores), len(scores[0])
+    lowest = value.new_full((runs, queries, 1), float("inf"))
+    lowest[..., 0].scatter_reduce_(1, query.expand(runs, -1), value, "amin")
+    in_play = scores[0] >= lowest[0]
+    for own, least in zip(scores[1:], lowest[1:], strict=True):
+        in_play |= own >= least
+    cells = in_play.flatten().nonzero()[:, 0]
+    scores = torch.stack([own.flatten().index_select(0, cells) for own in scores])  # query by query
+    sizes = in_play.sum(1).tolist()
+
+    at_once = PAIRS_AT_ONCE[value.device.type]
     higher, at_least = torch.empty_like(value), torch.empty_like(value)
     # Written and summed as floats: several times faster than as bools, and exact below 2**24.
-    buffer = scores.new_empty(max(at_once, columns))
+    buffer = value.new_empty(max(at_once, max(sizes)))
     start = 0
-    for number, count in enumerate(torch.bincount(query, minlength=queries).tolist()):
-        if not count:
-            continue
+    counts = torch.bincount(query, minlength=queries).tolist()
+    for rows, size, count in zip(scores.split(sizes, dim=1), sizes, counts, strict=True):
         stop = start + count
-        rows = scores[:, number, in_play[number]]
-        columns = rows.shape[1]
-        for part in _slices(start, stop, at_once // columns):
-            for some in _slices(0, runs, at_once // (columns * (part.stop - part.start))):
+        for part in _slices(start, stop, at_once // max(1, size)):
+            for some in _slices(0, runs, at_once // (size * (part.stop - part.start))):
                 own = value[some, part, None]
-                mask = buffer[: own.numel() * columns].view(*own.shape[:2], columns)
+                mask = buffer[: own.numel() * size].view(*own.shape[:2], size)
                 higher[some, part] = torch.gt(rows[some, None], own, out=mask).sum(2)
                 at_least[some, part] = torch.ge(rows[some, None], own, out=mask).sum(2)
         start = stop

@@ -220,11 +220,9 @@ def _batches(pairs: Iterator, size: int) -> Iterator[list]:
 
 
 def _rank(pairs: list[tuple[_Collector, torch.Tensor]], positive: tuple, ties: str) -> None:
-    """Rank the positives of a block in several runs' scores (Q, N), stacked."""
-    import torch
-
-    stacked = torch.stack([scores for _, scores in pairs]) if len(pairs) > 1 else pairs[0][1][None]
-    for pair, *ranked in zip(pairs, *positive_ranks(stacked, *positive, ties), strict=True):
+    """Rank the positives of a block in several runs' scores (Q, N)."""
+    matrices = [scores for _, scores in pairs]
+    for pair, *ranked in zip(pairs, *positive_ranks(matrices, *positive, ties), strict=True):
         collector, scores = pair
         collector.add(scores, *ranked)
 

@@ -37,8 +37,8 @@ def world(seed: int, queries: int = 12, rows: int = 40, levels: int = 6):
 
 def ranks_of(scores, positive, ties, device="cpu"):
     query, position = np.nonzero(positive)
-    arguments = (torch.from_numpy(a).to(device) for a in (scores[None], query, position))
-    ranks, tied = positive_ranks(*arguments, ties=ties)
+    arguments = (torch.from_numpy(a).to(device) for a in (scores, query, position))
+    ranks, tied = positive_ranks([next(arguments)], *arguments, ties=ties)
     return query, ranks[0].cpu().numpy(), tied[0].cpu().numpy()
 
 
@@ -72,7 +72,7 @@ def test_several_runs_in_any_chunks_rank_as_each_alone(monkeypatch, pairs_at_onc
     alone = [ranks_of(own, positive, ties) for own in several]
     monkeypatch.setattr("utils.PAIRS_AT_ONCE", {"cpu": pairs_at_once})
     index = [torch.from_numpy(numbers) for numbers in np.nonzero(positive)]
-    ranks, tied = positive_ranks(torch.from_numpy(several), *index, ties=ties)
+    ranks, tied = positive_ranks(list(torch.from_numpy(several)), *index, ties=ties)
     for number, (_, own_ranks, own_tied) in enumerate(alone):
         assert ranks[number].tolist() == own_ranks.tolist()
         assert tied[number].tolist() == own_tied.tolist()
