@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXPANSION_TEMPERATURE = 0.1  # weights exp(0.1 s) of the neighbours, exp(0.1) of the query
 COVARIANCE_OFFSET = 1e-5  # added to every entry of C, as the reference does
 SYNTHETIC_ROWS_AT_ONCE = 4096
-IMAGE_VARIANTS_AT_ONCE = 16  # of a sweep, searched by one product: bounds the memory
+IMAGE_VARIANTS_AT_ONCE = 32  # of a sweep, searched by one product: bounds the memory
 
 
 # ---------------------------------------------------------------------------------------------
@@ -100,7 +100,10 @@ class Gallery:
 
     def weighted_rows(self, weights: Tensor, rows: Tensor) -> Tensor:
         """For each query the sum of its rows of X, weighted: weights, rows (Q, K) -> (Q, D)."""
-        return ((weights / self.length[rows])[:, None] @ self.raw[rows])[:, 0]
+        from torch.nn.functional import embedding_bag
+
+        weights = weights / self.length[rows]
+        return embedding_bag(rows, self.raw, per_sample_weights=weights, mode="sum")
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,16 +167,20 @@ def _image_and_text(queries: Queries, gallery: Gallery, points: Sequence[Paramet
 # ---------------------------------------------------------------------------------------------
 
 
+def second_moment(corpus: Tensor) -> Tensor:
+    """P'P / (p - 1) of a corpus P (p, D), centred if the features are: (D, D)."""
+    return corpus.T @ corpus / (len(corpus) - 1)
+
+
 def contrastive_components(positive: Tensor, negative: Tensor, alpha: float) -> tuple:
     """Contrastive PCA: eigenvalues (D,), falling, and eigenvectors (D, D), columns, of C.
 
-    positive P (p, D), negative M (m, D): corpora, centred if the features are.
+    positive, negative: the second moments (D, D) of the corpora P and M.
     C = (1 - alpha) P'P / (p - 1) - alpha M'M / (m - 1) + 1e-5 (on every entry).
     """
     import torch
 
-    second_moment = [corpus.T @ corpus / (len(corpus) - 1) for corpus in (positive, negative)]
-    contrast = (1 - alpha) * second_moment[0] - alpha * second_moment[1] + COVARIANCE_OFFSET
+    contrast = (1 - alpha) * positive - alpha * negative + COVARIANCE_OFFSET
     values, vectors = torch.linalg.eigh(contrast)
     return values.flip(0), vectors.flip(1)
 
@@ -269,8 +276,10 @@ class BasicPoint:
 def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoint]:
     """Do once per run what no block changes: means, projections, normalisation constants."""
 
-    def corpus(name: str, m_t: Tensor | None) -> Tensor:
-        return assets.corpora[name] if m_t is None else assets.corpora[name] - m_t
+    @cache
+    def moment(name: str, m_t: Tensor | None) -> Tensor:
+        corpus = assets.corpora[name]
+        return second_moment(corpus if m_t is None else corpus - m_t)
 
     @cache
     def text_mean(name: str) -> Tensor:
@@ -278,7 +287,7 @@ def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoi
 
     @cache
     def components(positive: str, negative: str, alpha: float, m_t: Tensor | None) -> tuple:
-        return contrastive_components(corpus(positive, m_t), corpus(negative, m_t), alpha)
+        return contrastive_components(moment(positive, m_t), moment(negative, m_t), alpha)
 
     @cache
     def basis(values: Tensor, vectors: Tensor, wanted: float) -> Tensor:
@@ -341,6 +350,7 @@ def _basic_scores(queries: Queries, gallery: Gallery, points: Sequence[BasicPoin
     Two products over the gallery serve them all: of the query images and the texts, and of the
     expanded queries.
     """
+    import torch
 
     @cache
     def image_mean(stored: Tensor | None, own: bool) -> Tensor | None:
@@ -374,12 +384,17 @@ def _basic_scores(queries: Queries, gallery: Gallery, points: Sequence[BasicPoin
         plans.append((point, m_i, image, text))
     found = gallery.similarities(vectors)
 
-    expanded = {}
+    to_expand: dict[tuple, dict] = {}
     for point, m_i, image, _ in plans:
-        k = point.qe_k
-        if k and (image, k) not in expanded:
-            images = expand_queries(centred_images(m_i), found[image], gallery, m_i, k)
-            expanded[image, k] = project(images, point.basis), m_i
+        if point.qe_k:
+            to_expand.setdefault((m_i, point.qe_k), {})[image] = point.basis
+    expanded = {}
+    for (m_i, k), bases in to_expand.items():
+        images = centred_images(m_i).repeat(len(bases), 1)
+        similarity = torch.cat([found[image] for image in bases])
+        parts = expand_queries(images, similarity, gallery, m_i, k).chunk(len(bases))
+        for (image, basis), part in zip(bases.items(), parts, strict=True):
+            expanded[image, k] = project(part, basis), m_i
     if expanded:
         found |= gallery.similarities(expanded)
 

@@ -14,6 +14,7 @@ from utils_retrieval import (
     expand_queries,
     kept_components,
     project,
+    second_moment,
     unit_rows,
 )
 from utils_runs import ablation_points, name_variant, parse_axis, settle_parameters
@@ -30,7 +31,8 @@ def random_unit(rows: int, dim: int = 12, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
 def test_energy_share_keeps_the_fewest_components_that_hold_it(share):
     positive, negative = random_unit(50, seed=1), random_unit(40, seed=2)
-    values, vectors = contrastive_components(positive, negative, 0.2)
+    moments = second_moment(positive), second_moment(negative)
+    values, vectors = contrastive_components(*moments, 0.2)
 
     p, m = positive.double().numpy(), negative.double().numpy()
     c = 0.8 * p.T @ p / 49 - 0.2 * m.T @ m / 39 + 1e-5
