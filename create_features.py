@@ -474,17 +474,17 @@ def _dataset_stages(args: argparse.Namespace, source: DatasetSource) -> list[Sta
         "item_of_row": text_of_row,
         "table": query.path,
     }
-    print_sha = {"annotation": query.sha256, "limit": args.limit}
+    fingerprint = {"annotation": query.sha256, "limit": args.limit}
     plain = Stage(
         name="query_text",
         units=cut_ranges(len(texts), args.part_rows),
-        fingerprint=print_sha,
+        fingerprint=fingerprint,
         **common,
     )
     contextual = Stage(
         name="query_context_text",
         units=cut_ranges(len(texts), max(1, args.part_rows // prompts)),
-        fingerprint=print_sha | {"words": source.words_sha256},
+        fingerprint=fingerprint | {"words": source.words_sha256},
         words=source.words,
         **common,
     )
@@ -948,15 +948,16 @@ def _convert_dataset(args: argparse.Namespace) -> None:
         "query_context_text": features.query_context_text,
         "database_image": features.database.read(slice(0, features.database.shape[0])),
     }
-    with publishing(folder / ".parts" / "finished", folder, "manifest.json") as staging:
+    with publishing(folder / ".from_pkl", folder, "manifest.json") as staging:
         for split, table in tables.items():
             table["image_path"] = [native_path(name, path) for path in table["image_path"]]
             write_table(staging / f"{split}.csv", COLUMNS, table[list(COLUMNS)].values.tolist())
         for key, array in arrays.items():
             if array is not None:
                 np.save(staging / f"{key}.npy", array)
+            else:
+                (folder / f"{key}.npy").unlink(missing_ok=True)
         write_json(staging / "manifest.json", manifest)
-    (folder / ".parts").rmdir()
     counts = ", ".join(f"{count} {split}" for split, count in manifest["counts"].items())
     print(f"{name}: {counts} rows turned into native files: {folder}")
 
@@ -983,11 +984,10 @@ def _convert_corpora(args: argparse.Namespace) -> None:
         if prompts is None or len(prompts) != len(features):
             raise UserError(f"{path}: no prompt for each of its {len(features)} rows of features")
         manifest["counts"] = {"prompts": len(prompts)}
-        with publishing(folder / ".parts" / "finished", folder, stored.name) as staging:
+        with publishing(folder / ".from_pkl", folder, stored.name) as staging:
             write_table(staging / f"{path.stem}.csv", ["prompt"], ([p] for p in prompts))
             np.save(staging / f"{path.stem}.npy", features)
             write_json(staging / stored.name, manifest)
-        (folder / ".parts").rmdir()
         print(f"{path.stem}: {len(prompts)} prompts turned into native files: {folder}")
 
 

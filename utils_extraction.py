@@ -1048,7 +1048,10 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 @contextlib.contextmanager
 def publishing(staging: Path, folder: Path, last: str) -> Iterator[Path]:
-    """Give an empty folder to write files to; they are moved to `folder` together, `last` last."""
+    """Give an empty folder to write files to; they are moved to `folder` together, `last` last.
+
+    An earlier `last` goes before any other file changes, so it never stands for a mixture.
+    """
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     yield staging
@@ -1057,6 +1060,7 @@ def publishing(staging: Path, folder: Path, last: str) -> Iterator[Path]:
         with open(staging / name, "rb") as file:
             os.fsync(file.fileno())
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / last).unlink(missing_ok=True)
     for name in names:
         os.replace(staging / name, folder / name)
     staging.rmdir()

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,14 @@ from extraction_world import (
 import create_features
 from utils import UserError
 from utils_features import load_encoder
-from utils_storage import load_features, load_mean, load_synthetic, mean_path, synthetic_path
+from utils_storage import (
+    load_features,
+    load_mean,
+    load_pickle,
+    load_synthetic,
+    mean_path,
+    synthetic_path,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -255,6 +263,25 @@ def test_golden_pickles_become_native(tmp_path):
     np.testing.assert_array_equal(native.database.read(rows), known.database.read(rows))
     assert native.queries["image_path"][0] == "query/temple_of_poseidon/0.jpg"
     assert len(list((tmp_path / "clip_features" / "corpus").glob("*.npy"))) == 3
+
+
+def test_pickles_replace_what_was_there(tmp_path):
+    """An unfinished extraction's parts stay; texts that the pickles lack do not."""
+    pickles = tmp_path / "given" / "clip_features" / "icir"
+    shutil.copytree(GOLDEN / "clip" / "features" / "clip_features" / "icir", pickles)
+    flags = ("--dataset", "icir", "--backbone", "clip", "--features_dir", str(tmp_path / "made"))
+    command = (*flags, "--from_pkl", str(tmp_path / "given"))
+    parts = tmp_path / "made" / "clip_features" / "icir" / ".parts"
+    parts.mkdir(parents=True)
+    (parts / "run.json").write_text("{}")
+    create_features.main([*command])
+    assert os.listdir(parts) == ["run.json"]
+    path = pickles / "query_icir_features.pkl"
+    content = load_pickle(path)
+    del content["context_text_feats"]
+    path.write_bytes(pickle.dumps(content))
+    create_features.main([*command, "--overwrite"])
+    assert load_features(tmp_path / "made", "clip", "icir").query_context_text is None
 
 
 # ---------------------------------------------------------------------------------------------
