@@ -291,7 +291,7 @@ def run_all(
     assets = load_assets(args, features, [run.parameters for run in runs], device)
     evaluations = evaluate(
         features,
-        runs + _ends(args, runs),
+        runs + _ends(args, labels),
         assets,
         device,
         ties=args.ties,
@@ -462,9 +462,9 @@ def write_ablation(
     print(f"written to {table}")
 
 
-def _ends(args: argparse.Namespace, runs: list[Run]) -> list[Run]:
+def _ends(args: argparse.Namespace, labels: list[dict]) -> list[Run]:
     """The two uni-modal runs that a sweep of fusion_weight is compared with."""
-    if not args.sweep or not any(text.startswith("fusion_weight=") for text in args.sweep):
+    if not args.sweep or "fusion_weight" not in labels[0]:
         return []
     text = settle_parameters("text", given_parameters(args), args.use_preset)
     return [Run("image", DEFAULTS, "image"), Run("text", text, name_variant("text", text))]

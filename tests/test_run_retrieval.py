@@ -108,7 +108,7 @@ def test_a_sweep_writes_a_row_a_point_equal_to_single_runs_and_a_plot(world):
 
 
 def test_a_sweep_of_fusion_weight_shows_both_ends_and_the_gain(world):
-    output = succeed(world, "--method", "sum", "--sweep", "fusion_weight=0:1:0.25")
+    output = succeed(world, "--method", "sum", "--sweep", "fusion-weight=0:1:0.25")
     folder = world / "results" / "icir" / "sum_sweep"
     mean = {row["fusion_weight"]: float(row["mAP"]) for row in read(folder / "mAP_table.csv")}
     assert (mean["0"], mean["0.5"], mean["1"]) == (7.51, 24.81, 24.71)
