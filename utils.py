@@ -196,10 +196,14 @@ def positive_ranks(
     """
     import torch
 
-    value = torch.stack([own[query, position] for own in scores])
+    columns = scores[0].shape[1]
+    cells = query * columns + position
+    value = torch.stack([own.flatten().index_select(0, cells) for own in scores])
     higher, equal = _count_higher(scores, query, value)
     tied = torch.zeros_like(equal, dtype=torch.bool)
     run, which = equal.nonzero(as_tuple=True)
+    if not len(run):
+        return higher, tied
     others = equal[run, which]
     twin, twin_earlier = _equal_positives(query[which] + len(scores[0]) * run, value[run, which])
     tied[run, which] = others > twin
@@ -207,8 +211,7 @@ def positive_ranks(
         higher[run, which] += twin_earlier
     elif ties == "worst":
         higher[run, which] += others - twin + twin_earlier
-    elif len(run):
-        columns = scores[0].shape[1]
+    else:
         column = torch.arange(columns, device=query.device)
         step = max(1, PAIRS_AT_ONCE[query.device.type] // columns)
         for number, own in enumerate(scores):
@@ -231,16 +234,17 @@ def _count_higher(
     runs, queries = len(scores), len(scores[0])
     lowest = value.new_full((runs, queries, 1), float("inf"))
     lowest[..., 0].scatter_reduce_(1, query.expand(runs, -1), value, "amin")
-    in_play = scores[0] >= lowest[0]
-    for own, least in zip(scores[1:], lowest[1:], strict=True):
-        in_play |= own >= least
+    # Comparisons are written, and counted, as floats: several times faster than as bools.
+    in_play, mask = value.new_zeros(scores[0].shape), value.new_empty(scores[0].shape)
+    for own, least in zip(scores, lowest, strict=True):
+        torch.maximum(in_play, torch.ge(own, least, out=mask), out=in_play)
+    in_play = in_play.bool()
     cells = in_play.flatten().nonzero()[:, 0]
     scores = torch.stack([own.flatten().index_select(0, cells) for own in scores])  # query by query
     sizes = in_play.sum(1).tolist()
 
     at_once = PAIRS_AT_ONCE[value.device.type]
-    higher, at_least = torch.empty_like(value), torch.empty_like(value)
-    # Written and summed as floats: several times faster than as bools, and exact below 2**24.
+    higher, at_least = torch.empty_like(value), torch.empty_like(value)  # exact below 2**24
     buffer = value.new_empty(max(at_once, max(sizes)))
     start = 0
     counts = torch.bincount(query, minlength=queries).tolist()

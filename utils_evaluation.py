@@ -20,7 +20,9 @@ from utils_storage import ArrayRows, Features, MappedRows
 if TYPE_CHECKING:
     import torch
 
-SCORES_AT_ONCE = 1 << 22  # of several runs' score matrices ranked together
+# (query, row) pairs of a block that are scored together: fits the caches; fills a GPU
+PAIRS_SCORED = {"cpu": 1 << 19, "cuda": 1 << 24}
+SCORES_RANKED = 1 << 22  # of several runs, together
 PINNED_BYTES = 256 << 20  # size of each of the two buffers through which rows go to the GPU
 
 
@@ -49,6 +51,18 @@ class Block:
         if isinstance(self.rows, slice):
             return np.where(positions < 0, -1, positions + self.rows.start)
         return np.where(positions < 0, -1, self.rows[positions])
+
+    def split(self, pairs: int) -> Iterator[Block]:
+        """Blocks of consecutive queries and all rows, of at most that many pairs or one query."""
+        size = max(1, pairs // len(self))
+        for first in range(0, len(self.queries), size):
+            start, stop = np.searchsorted(self.positive_query, (first, first + size))
+            yield replace(
+                self,
+                queries=self.queries[first : first + size],
+                positive_query=self.positive_query[start:stop] - first,
+                positive_row=self.positive_row[start:stop],
+            )
 
     def __len__(self) -> int:
         is_slice = isinstance(self.rows, slice)
@@ -249,28 +263,31 @@ def evaluate(
     queries = _queries(features, device)
     collectors = [_Collector(top_k) for _ in runs]
     prepared = list(_by_method(runs, assets))
+    searched = []
     with torch.inference_mode():
         for block, raw in stream_blocks(features.database, progress(blocks), device):
             gallery = Gallery.of(raw)
             _check_rows(gallery, block, features)
-            own = _select(queries, torch.from_numpy(block.queries).to(device))
-            positive = tuple(
-                torch.from_numpy(index).to(device)
-                for index in (block.positive_query, block.positive_row)
-            )
-            for method, points, numbers in prepared:
-                matrices = METHODS[method].scores(own, gallery, points)
-                pairs = zip((collectors[number] for number in numbers), matrices, strict=True)
-                for some in _batches(pairs, SCORES_AT_ONCE // (len(block) * len(block.queries))):
-                    _rank(some, positive, ties)
-    positives, order = _positives(blocks)
+            for part in block.split(PAIRS_SCORED[device.type]):
+                searched.append(part)
+                own = _select(queries, torch.from_numpy(part.queries).to(device))
+                positive = tuple(
+                    torch.from_numpy(index).to(device)
+                    for index in (part.positive_query, part.positive_row)
+                )
+                for method, points, numbers in prepared:
+                    matrices = METHODS[method].scores(own, gallery, points)
+                    pairs = zip((collectors[number] for number in numbers), matrices, strict=True)
+                    for some in _batches(pairs, SCORES_RANKED // (len(part) * len(part.queries))):
+                        _rank(some, positive, ties)
+    positives, order = _positives(searched)
     count = len(features.queries)
     evaluations = []
     for run, collector in zip(runs, collectors, strict=True):
         ranks, tied = (
             torch.cat(part).cpu().numpy()[order] for part in (collector.ranks, collector.tied)
         )
-        top_rows, top_scores = _top(blocks, collector.top, count, top_k)
+        top_rows, top_scores = _top(searched, collector.top, count, top_k)
         evaluations.append(
             Evaluation(
                 run=run,
@@ -326,7 +343,7 @@ def _queries(features: Features, device: torch.device) -> Queries:
 
 def _select(queries: Queries, rows: torch.Tensor) -> Queries:
     parts = (queries.image, queries.text, queries.context_text)
-    return Queries(*(None if part is None else part[rows] for part in parts))
+    return Queries(*(None if part is None else part.index_select(0, rows) for part in parts))
 
 
 def _check_rows(gallery: Gallery, block: Block, features: Features) -> None:

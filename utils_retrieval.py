@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ class Gallery:
                 found[name].sub_((vectors @ mean)[:, None])
         return found
 
+    @cached_property
     def mean(self) -> Tensor:
         """The mean of X, (D,)."""
         return self.length.reciprocal() @ self.raw / len(self.raw)
@@ -246,15 +247,14 @@ class BasicPoint:
     """One setting of basic with all that does not depend on the block.
 
     text_mean m_t (D,) and basis B (D, k) are None where their step is off; image_mean m_i (D,) is
-    None where it is off or the block's own; minima (a, b) is None where it is off or needs m_i.
+    None where it is off or the block's own. minima(m_i, m_t) gives a, b, computed when first asked.
     """
 
     parameters: Parameters
     image_mean: Tensor | None
     text_mean: Tensor | None
     basis: Tensor | None
-    minima: tuple[float, float] | None
-    assets: Assets
+    minima: Callable[[Tensor | None, Tensor | None], tuple[float, float]]
 
     @property
     def qe_k(self) -> int:
@@ -262,15 +262,14 @@ class BasicPoint:
         return self.parameters.qe_k if self.parameters.do_query_expansion else 0
 
     @property
-    def mean_key(self) -> tuple[Tensor | None, bool]:
-        """The stored image mean, and whether the block's own takes its place."""
-        p = self.parameters
-        return self.image_mean, p.standardize_features and not p.use_laion_mean
+    def own_mean(self) -> bool:
+        """Whether images are centred by the mean of the block."""
+        return self.parameters.standardize_features and not self.parameters.use_laion_mean
 
     @property
     def image_variant(self) -> tuple:
         """Points that agree in this have the same image similarity."""
-        return *self.mean_key, self.basis, self.qe_k
+        return self.image_mean, self.own_mean, self.basis, self.qe_k
 
 
 def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoint]:
@@ -295,7 +294,10 @@ def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoi
 
     @cache
     def minima(m_i: Tensor | None, m_t: Tensor | None) -> tuple[float, float]:
-        return synthetic_minima(assets, m_i, m_t)
+        images, texts = assets.synthetic_images, assets.synthetic_texts
+        return lowest_similarities(
+            images if m_i is None else images - m_i, texts if m_t is None else texts - m_t
+        )
 
     prepared = []
     for p in points:
@@ -304,26 +306,16 @@ def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoi
         eigen = p.project_features and components(
             p.specified_corpus, p.specified_ncorpus, p.aa, m_t
         )
-        own_mean = p.standardize_features and not p.use_laion_mean
         prepared.append(
             BasicPoint(
                 parameters=p,
                 image_mean=m_i,
                 text_mean=m_t,
                 basis=basis(*eigen, p.num_principal_components_for_projection) if eigen else None,
-                minima=minima(m_i, m_t) if p.normalize_similarities and not own_mean else None,
-                assets=assets,
+                minima=minima,
             )
         )
     return prepared
-
-
-def synthetic_minima(assets: Assets, m_i: Tensor | None, m_t: Tensor | None):
-    """a, b of the normalisation features, centred by m_i and m_t (D,), or by nothing (None)."""
-    images, texts = assets.synthetic_images, assets.synthetic_texts
-    return lowest_similarities(
-        images if m_i is None else images - m_i, texts if m_t is None else texts - m_t
-    )
 
 
 def basic_scores(queries: Queries, gallery: Gallery, points: Sequence[BasicPoint]):
@@ -353,10 +345,6 @@ def _basic_scores(queries: Queries, gallery: Gallery, points: Sequence[BasicPoin
     import torch
 
     @cache
-    def image_mean(stored: Tensor | None, own: bool) -> Tensor | None:
-        return gallery.mean() if own else stored
-
-    @cache
     def centred_images(m_i: Tensor | None) -> Tensor:
         return queries.image if m_i is None else queries.image - m_i
 
@@ -374,7 +362,7 @@ def _basic_scores(queries: Queries, gallery: Gallery, points: Sequence[BasicPoin
 
     plans, vectors = [], {}
     for point in points:
-        m_i = image_mean(*point.mean_key)
+        m_i = gallery.mean if point.own_mean else point.image_mean
         image = ("image", m_i, point.basis)
         text = ("text", m_i, point.text_mean, point.parameters.contextualize)
         if image not in vectors:
@@ -402,7 +390,7 @@ def _basic_scores(queries: Queries, gallery: Gallery, points: Sequence[BasicPoin
         p = point.parameters
         s_i, s_t = found[(image, point.qe_k) if point.qe_k else image], found[text]
         if p.normalize_similarities:
-            a, b = point.minima or synthetic_minima(point.assets, m_i, point.text_mean)
+            a, b = point.minima(m_i, point.text_mean)
             s_i = normalised(s_i, a, a)
             s_t = normalised(s_t, b, b if p.normalize_text_by == "text" else a)
         else:

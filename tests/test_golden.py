@@ -12,6 +12,8 @@ import pytest
 import torch
 
 import run_retrieval
+import utils_evaluation
+import utils_retrieval
 from utils_evaluation import evaluate
 from utils_storage import load_features
 
@@ -134,3 +136,23 @@ def test_one_pass_over_several_runs_gives_what_each_gives_alone(evaluated):
         (alone,) = evaluate(features, [run], assets, device)
         assert asdict(alone.run.parameters) == asdict(run.parameters)
         assert np.array_equal(alone.ranks, together[flags].ranks)
+
+
+def test_pieces_of_any_size_give_the_same(evaluated, monkeypatch):
+    """Whether a block's queries, and a sweep's runs, are searched together or one by one."""
+    world, device = "clip", torch.device("cpu")
+    together, _ = evaluated[world]
+    runs = [evaluation.run for evaluation in together.values()]
+    args = run_retrieval.build_parser().parse_args(arguments(world, "basic", Path("unused")))
+    features = load_features(GOLDEN[world] / "features", world, "icir")
+    assets = run_retrieval.load_assets(args, features, [run.parameters for run in runs], device)
+    whole = evaluate(features, runs, assets, device, top_k=5)
+    monkeypatch.setattr(utils_evaluation, "PAIRS_SCORED", {"cpu": 1})
+    monkeypatch.setattr(utils_evaluation, "SCORES_RANKED", 1)
+    monkeypatch.setattr(utils_retrieval, "IMAGE_VARIANTS_AT_ONCE", 1)
+    for one, other in zip(evaluate(features, runs, assets, device, top_k=5), whole, strict=True):
+        assert np.mean(np.abs(one.ap - other.ap) <= 1e-6) >= 0.99
+        assert np.abs(one.ap - other.ap).max() <= 0.01
+        assert np.array_equal(one.positives.row, other.positives.row)
+        assert np.mean(one.top_rows == other.top_rows) >= 0.99
+        assert np.allclose(one.top_scores, other.top_scores, atol=1e-5)

@@ -36,7 +36,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ICIR = "features/clip_features/icir"
-POLL_SECONDS = 0.005
+POLL_SECONDS = 0.02
 WORLD = ("--dim", "768")
 QUICK_WORLD = ("--dim", "96", "--instances", "12", "--rows", "100", "900")
 BASIC = ("--method", "basic", "--use_preset")
