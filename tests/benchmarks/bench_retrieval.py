@@ -1,7 +1,7 @@
 """Measure run_retrieval.py against a plain implementation and against what the machine allows.
 
 Run by hand, with nothing else on the machine; everything is made, measured and removed in one call
-(about 14 GB of disk, 6 GB of memory, a quarter of an hour on two cores):
+(about 14 GB of disk, 6 GB of memory, half an hour on two cores):
 
     python3 tests/benchmarks/bench_retrieval.py --output results/bench.md results/bench.csv
     python3 tests/benchmarks/bench_retrieval.py --quick      # a small world: does it all run?
@@ -29,6 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -163,8 +164,13 @@ def run_retrieval(setting: Setting, world: Path, *flags: str, gpu: int = -1) -> 
 
 def repeat(times: int, measure: Callable[[], Measured]) -> Measured:
     """The median of several measurements, after one that does not count (it fills the cache)."""
-    measure()
-    return median([measure() for _ in range(times)])
+    return take_turns(times, measure)[0]
+
+
+def take_turns(times: int, *measures: Callable[[], Measured]) -> list[Measured]:
+    """repeat() of each of several, in turn: what slows the machine for a while slows them all."""
+    rounds = [[measure() for measure in measures] for _ in range(times + 1)][1:]
+    return [median(list(results)) for results in zip(*rounds, strict=True)]
 
 
 def run_baseline(setting: Setting, world: Path) -> Measured:
@@ -397,29 +403,36 @@ def compare_with_floor(setting: Setting, world: Path) -> tuple[Measured, list[Li
     ]
 
 
-def measure_sweeps(setting: Setting, world: Path, one: Measured) -> list[Line]:
-    """Sweeps against one run, whole process."""
+def measure_sweeps(setting: Setting, world: Path) -> list[Line]:
+    """Sweeps against one run, whole process, in turn."""
     lines = []
     sweeps = (("20 values of harris_lambda", LAMBDA_SWEEP, "<= 1.3"),)
     sweeps += (("5 x 5 of aa and components", GRID_SWEEP, "<= 4"),)
-    for name, flags, asked in sweeps:
-        swept = repeat(setting.runs, lambda flags=flags: run_retrieval(setting, world, *flags))
+    flags = ((), *(flags for _, flags, _ in sweeps))
+    run = partial(run_retrieval, setting, world)
+    one, *measured = take_turns(setting.runs, *(partial(run, *each) for each in flags))
+    for (name, _, asked), swept in zip(sweeps, measured, strict=True):
         figure = f"{seconds(swept.wall)} ({seconds(swept.retrieval)} retrieval)"
         ratio = swept.wall / one.wall
         lines.append(Line(f"sweep: {name}", figure, ratio, "sweep / one run", asked, swept.runs))
     return lines
 
 
-def measure_growth(setting: Setting, one: Measured) -> list[Line]:
-    """Time and memory on worlds of two and four times the database rows."""
-    lines = [growth_line("1x", one, one)]
+def measure_growth(setting: Setting, world: Path) -> list[Line]:
+    """Time and memory on worlds of two and four times the database rows, in turn with the one."""
+    lines = []
     worlds = [("2x", "2", "instances"), ("4x", "4", "instances"), ("4x per instance", "4", "rows")]
     for name, scale, grow in worlds:
-        world = make_world(setting, f"grown_{scale}_{grow}", "--scale", scale, "--grow", grow)
-        measured = repeat(setting.runs, lambda world=world: run_retrieval(setting, world))
-        lines.append(growth_line(name, measured, one))
-        remove(setting, world)
+        larger = make_world(setting, f"grown_{scale}_{grow}", "--scale", scale, "--grow", grow)
+        lines.append(growth_line(name, *compare_worlds(setting, larger, world)))
+        remove(setting, larger)
     return lines
+
+
+def compare_worlds(setting: Setting, other: Path, world: Path) -> list[Measured]:
+    """A run on another world and one on the first, in turn."""
+    runs = (partial(run_retrieval, setting, folder) for folder in (other, world))
+    return take_turns(setting.runs, *runs)
 
 
 def growth_line(name: str, grown: Measured, one: Measured) -> Line:
@@ -434,25 +447,23 @@ def growth_line(name: str, grown: Measured, one: Measured) -> Line:
     )
 
 
-def measure_variants(setting: Setting, world: Path, one: Measured) -> list[Line]:
-    """The same features as float16, with scattered rows, and as the reference's pickles."""
+def measure_variants(setting: Setting, world: Path) -> list[Line]:
+    """The same features as float16, with scattered rows, and as pickles, in turn with the one."""
     lines = []
     for name, what, flags, asked in (
         ("half", "float16 on disk", ("--dtype", "float16"), "mAP within 0.02"),
         ("scattered", "rows of an instance scattered", ("--shuffle",), ""),
     ):
         other = make_world(setting, name, *flags)
-        measured = repeat(setting.runs, lambda other=other: run_retrieval(setting, other))
-        lines.append(variant_line(what, measured, one, asked))
+        lines.append(variant_line(what, *compare_worlds(setting, other, world), asked))
         remove(setting, other)
     pickles = link_pickles(world, setting.folder / "pickles")
-    measured = repeat(setting.runs, lambda: run_retrieval(setting, pickles))
-    lines.append(variant_line("the reference's pickles", measured, one, ""))
+    lines.append(variant_line("the reference's pickles", *compare_worlds(setting, pickles, world)))
     remove(setting, pickles)
     return lines
 
 
-def variant_line(what: str, measured: Measured, one: Measured, asked: str) -> Line:
+def variant_line(what: str, measured: Measured, one: Measured, asked: str = "") -> Line:
     difference = f"mAP {measured.mean_ap - one.mean_ap:+.3f}"
     figure = f"{seconds(measured.retrieval)}, {seconds(measured.wall)}, {difference}"
     return Line(
@@ -475,13 +486,15 @@ def link_pickles(world: Path, target: Path) -> Path:
     return target
 
 
-def measure_cuda(setting: Setting, world: Path, one: Measured) -> list[Line]:
+def measure_cuda(setting: Setting, world: Path) -> list[Line]:
     """The same world on the first GPU, its loading included, where there is one."""
     found = "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 1)"
     if subprocess.run([sys.executable, "-c", found], check=False).returncode:
         return [Line("CUDA", "no GPU on this machine: not measured")]
-    measured = repeat(setting.runs, lambda: run_retrieval(setting, world, gpu=0))
-    sweep = repeat(setting.runs, lambda: run_retrieval(setting, world, *GRID_SWEEP, gpu=0))
+    run = partial(run_retrieval, setting, world)
+    one, measured, sweep = take_turns(
+        setting.runs, run, partial(run, gpu=0), partial(run, *GRID_SWEEP, gpu=0)
+    )
     difference = f"mAP {measured.mean_ap - one.mean_ap:+.3f}"
     figure = f"{seconds(measured.retrieval)}, {seconds(measured.wall)}, {difference}"
     return [
@@ -514,10 +527,10 @@ def measure_all(setting: Setting, sections: set[str]) -> tuple[str, list[Line]]:
     parts = {
         "baseline": lambda: compare_with_baseline(setting, world, ours),
         "floor": lambda: floor,
-        "growth": lambda: measure_growth(setting, ours),
-        "sweeps": lambda: measure_sweeps(setting, world, ours),
-        "variants": lambda: measure_variants(setting, world, ours),
-        "cuda": lambda: measure_cuda(setting, world, ours),
+        "growth": lambda: measure_growth(setting, world),
+        "sweeps": lambda: measure_sweeps(setting, world),
+        "variants": lambda: measure_variants(setting, world),
+        "cuda": lambda: measure_cuda(setting, world),
     }
     size, lines = describe_world(world), []
     for name, part in parts.items():
