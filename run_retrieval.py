@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -278,14 +279,17 @@ def run_all(
 
     painter: where to draw a sweep, None where there is nothing to draw.
     """
-    with quick_imports():
+    with quick_imports(), ThreadPoolExecutor(1) as reader:
+        from utils_storage import load_features, manifest_hash
+
+        place = args.features_dir, args.backbone, dataset_name(args.dataset)
+        loading = reader.submit(load_features, *place)  # while the large libraries are imported
         import torch  # noqa: F401
         from tqdm import tqdm
 
         from utils_evaluation import evaluate
-        from utils_storage import load_features, manifest_hash
 
-    features = load_features(args.features_dir, args.backbone, dataset_name(args.dataset))
+    features = loading.result()
     check_context(features, runs)
     device = select_device(args.gpu)
     assets = load_assets(args, features, [run.parameters for run in runs], device)

@@ -70,7 +70,7 @@ def load_pickle(path: str | Path) -> dict:
     in it is run.
     """
     path = Path(path)
-    with open(path, "rb") as file:
+    with open_feature_file(path) as file:
         try:
             if path.suffix == ".npy":
                 _read_npy_header(file)

@@ -29,6 +29,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -37,7 +38,15 @@ from tqdm.utils import CallbackIOWrapper
 # Run as a script, Python looks for modules in data/; the shared ones lie one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import UserError, git_blob_id, read_json, run_command, sha256_file, write_json
+from utils import (
+    UserError,
+    add_flag,
+    git_blob_id,
+    read_json,
+    run_command,
+    sha256_file,
+    write_json,
+)
 
 COMMIT = "463cc1d4881854f9667977b6dab0e775902ea760"  # of the reference repository
 ASSETS_URL = f"https://raw.githubusercontent.com/billpsomas/icir/{COMMIT}"
@@ -739,10 +748,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", choices=(*TARGETS, "all"), help="what to download")
-
-    def flag(name: str, **options) -> None:
-        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), **options)
-
+    flag = partial(add_flag, parser)
     flag("data_dir", type=Path, default=Path("data"), help="folder of data sets (data)")
     flag("source", choices=tuple(ICIR_FILES), help="i-CIR from the Hub or as an archive (hf)")
     flag("revision", help="branch, tag or commit of the data set on the Hub (main)")

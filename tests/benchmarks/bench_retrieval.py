@@ -309,10 +309,10 @@ def mebibytes(value: float) -> str:
     return f"{value:.0f} MiB"
 
 
-def compare_with_baseline(setting: Setting, world: Path, ours: Measured) -> list[Line]:
-    """Time, memory and agreement against the plain implementation."""
-    baseline = median([run_baseline(setting, world) for _ in range(setting.baseline_runs)])
-    run_retrieval(setting, world)
+def compare_with_baseline(setting: Setting, world: Path) -> list[Line]:
+    """Time, memory and agreement against the plain implementation, in turn."""
+    runs = (partial(run, setting, world) for run in (run_baseline, run_retrieval))
+    baseline, ours = take_turns(setting.baseline_runs, *runs)
     differences = ap_differences(
         world / "results/icir/basic/APs.csv", world / "results_baseline/APs.csv"
     )
@@ -361,7 +361,7 @@ def ap_differences(ours: Path, baseline: Path) -> np.ndarray:
     return np.array([abs(left[key] - right[key]) for key in left])
 
 
-def compare_with_floor(setting: Setting, world: Path) -> tuple[Measured, list[Line]]:
+def compare_with_floor(setting: Setting, world: Path) -> list[Line]:
     """Our run, the floor measured between its repetitions, and what start-up takes."""
     run_retrieval(setting, world)
     runs, floors = [], []
@@ -375,7 +375,7 @@ def compare_with_floor(setting: Setting, world: Path) -> tuple[Measured, list[Li
     script = (sys.executable, ROOT / "run_retrieval.py", "--help")
     help_text = repeat(setting.runs, lambda: measure_process(setting, script, ROOT))
     speeds = f"{floor['bandwidth']:.1f} GB/s, {floor['flops']:.0f} GFLOP/s"
-    return ours, [
+    return [
         Line("floor: one read of the features", seconds(floor["read"]), runs=setting.runs),
         Line("floor: three products an instance", seconds(floor["products"]), runs=setting.runs),
         Line("floor", f"{seconds(floor['floor'])} ({speeds})", runs=setting.runs),
@@ -523,10 +523,9 @@ def measure_cuda(setting: Setting, world: Path) -> list[Line]:
 def measure_all(setting: Setting, sections: set[str]) -> tuple[str, list[Line]]:
     """The size of the world, and every section that was asked for, in order."""
     world = make_world(setting, "world", "--format", "both")
-    ours, floor = compare_with_floor(setting, world)
     parts = {
-        "baseline": lambda: compare_with_baseline(setting, world, ours),
-        "floor": lambda: floor,
+        "baseline": lambda: compare_with_baseline(setting, world),
+        "floor": lambda: compare_with_floor(setting, world),
         "growth": lambda: measure_growth(setting, world),
         "sweeps": lambda: measure_sweeps(setting, world),
         "variants": lambda: measure_variants(setting, world),
