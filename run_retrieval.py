@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from utils import (
     add_flag,
     code_version,
     quick_imports,
+    require_writable,
     run_command,
     select_device,
 )
@@ -35,6 +36,7 @@ from utils_runs import (
     name_variant,
     parse_axis,
     settle_parameters,
+    show_value,
     sweep_points,
 )
 
@@ -176,14 +178,24 @@ def main(argv: list[str]) -> None:
     """Run the command. Raises UserError, before anything is written, for a user's mistake."""
     args = build_parser().parse_args(argv)
     if args.compare:
+        _check_alone(args)
         from utils_report import compare_runs
 
         compare_runs(*args.compare, _comparison_folder(*args.compare))
         return
     check_combination(args)
     runs, labels = plan_runs(args)
+    require_writable(args.results_dir / dataset_name(args.dataset), "--results_dir")
     with _painter(bool(args.sweep) and _is_drawn(labels)) as painter:
         run_all(args, runs, labels, painter)
+
+
+def _check_alone(args: argparse.Namespace) -> None:
+    """Raise UserError for a flag beside --compare."""
+    defaults = vars(build_parser().parse_args([]))
+    for name, value in vars(args).items():
+        if name != "compare" and (name not in defaults or value != defaults[name]):
+            raise UserError(f"--{name} has no effect with --compare: leave it")
 
 
 def _comparison_folder(run_a: Path, run_b: Path) -> Path:
@@ -199,7 +211,7 @@ def given_parameters(args: argparse.Namespace) -> dict[str, bool | int | float |
 def check_combination(args: argparse.Namespace) -> None:
     """Raise UserError for flags that contradict each other."""
     if args.top_k < 0:
-        raise UserError(f"--top_k {args.top_k}: it has to be at least 1")
+        raise UserError(f"--top_k {args.top_k}: it has to be at least 1, or 0 for none")
     many = "--sweep" if args.sweep else "--ablation" if args.ablation else None
     if args.sweep and args.ablation:
         raise UserError("--sweep and --ablation exclude each other: run them one after the other")
@@ -279,29 +291,31 @@ def run_all(
 
     painter: where to draw a sweep, None where there is nothing to draw.
     """
-    with quick_imports(), ThreadPoolExecutor(1) as reader:
-        from utils_storage import load_features, manifest_hash
-
-        place = args.features_dir, args.backbone, dataset_name(args.dataset)
-        loading = reader.submit(load_features, *place)  # while the large libraries are imported
+    with quick_imports():
         import torch  # noqa: F401
         from tqdm import tqdm
 
         from utils_evaluation import evaluate
+        from utils_storage import load_features, manifest_hash
 
-    features = loading.result()
+    features = load_features(args.features_dir, args.backbone, dataset_name(args.dataset))
     check_context(features, runs)
     device = select_device(args.gpu)
     assets = load_assets(args, features, [run.parameters for run in runs], device)
+    wanted = runs + _ends(args, runs, labels)
+    distinct = list(dict.fromkeys(wanted))
     evaluations = evaluate(
         features,
-        runs + _ends(args, labels),
+        distinct,
         assets,
         device,
         ties=args.ties,
         top_k=args.top_k or (REPORT_TOP_K if args.report else 0),
-        progress=lambda blocks: tqdm(blocks, unit="instance", disable=None, leave=False),
+        progress=lambda blocks, count: tqdm(
+            blocks, total=count, unit="instance", disable=None, leave=False
+        ),
     )
+    evaluations = [evaluations[distinct.index(run)] for run in wanted]
     facts = {
         "dataset": features.dataset,
         "ties": args.ties,
@@ -341,15 +355,19 @@ def load_assets(
 ) -> Assets:
     """Corpora, image mean and normalisation features, as far as the points use them, on the device.
 
-    Raises UserError if one is missing or was made by another model than the features.
+    Raises UserError if one is missing, holds a row that cannot be used, or was made by another
+    model than the features.
     """
+    import numpy as np
     import torch
 
-    from utils_retrieval import Assets, unit_rows
+    from utils_evaluation import unit_features
+    from utils_retrieval import Assets
     from utils_storage import check_same_model, load_corpus, load_mean, load_synthetic
 
-    corpora = {p.specified_corpus for p in points if p.standardize_features or p.project_features}
-    corpora |= {p.specified_ncorpus for p in points if p.project_features}
+    projecting = [p for p in points if p.project_features]
+    projected = {n for p in projecting for n in (p.specified_corpus, p.specified_ncorpus)}
+    corpora = projected | {p.specified_corpus for p in points if p.standardize_features}
     loaded = {
         name: load_corpus(args.features_dir, features.backbone, name) for name in sorted(corpora)
     }
@@ -360,14 +378,20 @@ def load_assets(
         synthetic = load_synthetic(args.path_to_synthetic_data, features.backbone)
     check_same_model(features, [a for a in (*loaded.values(), mean, synthetic) if a])
 
+    for name in sorted(projected):
+        if len(loaded[name].arrays["feats"]) < 2:
+            raise UserError(f"{loaded[name].source}: one prompt; the projection needs two or more")
+    if mean and not np.isfinite(mean.arrays["mean"]).all():
+        raise UserError(f"{mean.source}: the mean is not finite; make it again")
+
     def rows(asset, name: str) -> torch.Tensor:
-        return torch.from_numpy(asset.arrays[name]).to(device)
+        return unit_features(asset.arrays[name], device, f"{asset.source}, {name}")
 
     return Assets(
-        corpora={name: unit_rows(rows(asset, "feats")) for name, asset in loaded.items()},
-        image_mean=mean and rows(mean, "mean")[0],
-        synthetic_images=synthetic and unit_rows(rows(synthetic, "image_features")),
-        synthetic_texts=synthetic and unit_rows(rows(synthetic, "text_features")),
+        corpora={name: rows(asset, "feats") for name, asset in loaded.items()},
+        image_mean=mean and torch.from_numpy(mean.arrays["mean"]).to(device)[0],
+        synthetic_images=synthetic and rows(synthetic, "image_features"),
+        synthetic_texts=synthetic and rows(synthetic, "text_features"),
     )
 
 
@@ -387,6 +411,7 @@ def write_runs(
     from utils_storage import read_database_table
     from utils_tables import (
         CONSOLE_COLUMNS,
+        describe_empty,
         describe_ties,
         format_table,
         result_row,
@@ -402,12 +427,17 @@ def write_runs(
         write_results(own, evaluation, row, features.queries, database, args.top_k)
     if args.method == "all":
         write_table(folder / "mAP_table.csv", rows)
+        shutil.rmtree(folder / "report", ignore_errors=True)
     print(format_table(rows, CONSOLE_COLUMNS))
-    for line in describe_ties(evaluations, args.ties):
-        print(line, file=sys.stderr)
+    _warn([*describe_empty(evaluations[0]), *describe_ties(evaluations, args.ties)])
     print(f"written to {folder if len(rows) > 1 else folder / evaluations[0].variant}")
     if args.report:
         print(write_page(args, folder, features, evaluations, database))
+
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def write_page(
@@ -449,7 +479,8 @@ def write_ablation(
     folder: Path, evaluations: list[Evaluation], labels: list[dict], facts: dict
 ) -> None:
     """Write results/{dataset}/{variant}_ablation/mAP_table.csv and print it."""
-    from utils_tables import MEANS, format_table, result_row, write_table
+    from utils import MEANS
+    from utils_tables import describe_empty, format_table, result_row, write_table
 
     rows = [
         {**label, **result_row(evaluation, facts)}
@@ -463,15 +494,18 @@ def write_ablation(
     table = folder / f"{full}_ablation" / "mAP_table.csv"
     write_table(table, rows)
     print(format_table(rows, ["components", *MEANS]))
+    _warn(describe_empty(evaluations[0]))
     print(f"written to {table}")
 
 
-def _ends(args: argparse.Namespace, labels: list[dict]) -> list[Run]:
-    """The two uni-modal runs that a sweep of fusion_weight is compared with."""
+def _ends(args: argparse.Namespace, runs: list[Run], labels: list[dict]) -> list[Run]:
+    """The uni-modal runs that a sweep of fusion_weight is compared with."""
     if not args.sweep or "fusion_weight" not in labels[0]:
         return []
-    text = settle_parameters("text", given_parameters(args), args.use_preset)
-    return [Run("image", DEFAULTS, "image"), Run("text", text, name_variant("text", text))]
+    texts = dict.fromkeys(
+        replace(DEFAULTS, contextualize=run.parameters.contextualize) for run in runs
+    )
+    return [_named(args, "image", DEFAULTS), *(_named(args, "text", text) for text in texts)]
 
 
 def write_sweep(
@@ -483,19 +517,26 @@ def write_sweep(
     painter: Executor | None,
 ) -> None:
     """Write results/{dataset}/{variant}_sweep/: a row a point, and a plot over one or two axes."""
-    from utils_tables import MEANS, format_table, result_row, write_table
+    from utils import MEANS
+    from utils_tables import describe_empty, format_table, result_row, write_table
 
     points, ends = evaluations[: len(labels)], evaluations[len(labels) :]
     axes = list(labels[0])
-    rows = [result_row(evaluation, facts) for evaluation in points]
+    rows = [
+        {**result_row(evaluation, facts), **{name: show_value(at) for name, at in label.items()}}
+        for evaluation, label in zip(points, labels, strict=True)
+    ]
     means = [evaluation.means()["mAP"] for evaluation in points]
     end_means = {evaluation.variant: evaluation.means()["mAP"] for evaluation in ends}
     base = settle_parameters(args.method, given_parameters(args), args.use_preset)
     folder = folder / f"{_named(args, args.method, base).variant}_sweep"
+    for old in (*folder.glob("*.png"), *folder.glob("*.svg")):
+        old.unlink()
     write_table(folder / "mAP_table.csv", rows)
     drawing = painter and painter.submit(_draw, folder / "_".join(axes), labels, means, end_means)
     best = max(range(len(rows)), key=means.__getitem__)
     print(format_table(rows, [*axes, *MEANS]))
+    _warn(describe_empty(evaluations[0]))
     print(f"best: {_values(labels[best])} with mAP {rows[best]['mAP']}")
     if ends:
         print(
@@ -550,7 +591,7 @@ def _draw(
 
 
 def _values(label: dict) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in label.items())
+    return ", ".join(f"{name} {show_value(value)}" for name, value in label.items())
 
 
 if __name__ == "__main__":

@@ -36,11 +36,20 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
-    """Run a command's main on sys.argv; a UserError becomes one line on stderr and status 2."""
+    """Run a command's main on sys.argv.
+
+    A UserError, or what the system says of a file, becomes one line on stderr and status 2.
+    """
     try:
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a folder that may not be written, a full disk
+        if error.strerror is None:
+            raise
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"error: {name}{error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -106,6 +115,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_writable(folder: Path, flag: str) -> None:
+    """Raise UserError, naming the flag, unless the folder can be written or made. Makes nothing."""
+    there = Path(os.path.abspath(folder))
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        problem = "may not be written" if there.is_dir() else "is not a folder"
+        raise UserError(f"{flag} {folder}: {there} {problem}; name another folder")
+
+
 def write_json(path: str | Path, content: dict | list) -> None:
     """Write JSON (UTF-8, indented), whole or not at all."""
     with atomic_path(path) as temporary:
@@ -116,14 +135,17 @@ def write_json(path: str | Path, content: dict | list) -> None:
 def read_json(path: str | Path) -> dict:
     """Read a JSON object.
 
-    Raises UserError if the file is absent or is not JSON.
+    Raises UserError if the file is absent or is no JSON object.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); make it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; make it again")
+    return content
 
 
 def sha256_file(path: str | Path) -> str:
@@ -308,6 +330,9 @@ def average_precision(ranks: np.ndarray, query: np.ndarray, queries: int) -> np.
     return total / (count + 1e-5)
 
 
+MEANS = ("mAP", "mmAP", "minmAP")
+
+
 def summarise(ap: np.ndarray, instance: np.ndarray) -> dict[str, float]:
     """mAP over queries, mmAP and minmAP over instances, in percent.
 
@@ -320,5 +345,5 @@ def summarise(ap: np.ndarray, instance: np.ndarray) -> dict[str, float]:
     means = np.bincount(group, ap) / np.bincount(group)
     lowest = np.full(len(means), np.inf)
     np.minimum.at(lowest, group, ap)
-    values = {"mAP": ap.mean(), "mmAP": means.mean(), "minmAP": lowest.mean()}
-    return {name: 100 * float(value) for name, value in values.items()}
+    values = (ap.mean(), means.mean(), lowest.mean())
+    return {name: 100 * float(value) for name, value in zip(MEANS, values, strict=True)}

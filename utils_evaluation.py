@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -14,7 +15,7 @@ import pandas as pd
 
 from utils import UserError, average_precision, positive_ranks, summarise
 from utils_retrieval import METHODS, Assets, Gallery, Queries, unit_rows
-from utils_runs import Run
+from utils_runs import Run, show_value
 from utils_storage import ArrayRows, Features, MappedRows
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def instance_blocks(queries: pd.DataFrame, labels: pd.DataFrame) -> list[Block]:
                 "rows; add rows to database_files.csv or remove its queries, and extract again"
             )
         rows = by_instance[start[code] : start[code] + size[code]]
-        positive = np.nonzero(query_text[members][:, None] == row_text[rows][None])
+        wanted = query_text[members][:, None]  # -1: a text that no database row has
+        positive = np.nonzero((wanted == row_text[rows]) & (wanted >= 0))
         contiguous = rows[-1] - rows[0] + 1 == len(rows)
         rows = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
         blocks.append(Block(str(name), members, rows, *positive))
@@ -102,30 +104,53 @@ def stream_blocks(
 ) -> Iterator[tuple[Block, torch.Tensor]]:
     """Each block with its raw rows (n, D) on the device, every row read once.
 
-    On the CPU the rows are the mapped file itself. To CUDA they go through two pinned buffers, so
-    that one is filled while the other is copied and searched.
+    On the CPU the rows are the mapped file itself.
     """
     import torch
 
-    if device.type == "cpu":
-        for block in blocks:
-            yield block, torch.from_numpy(database.read(block.rows))
+    if device.type != "cpu":
+        yield from _copied_blocks(database, blocks, device)
         return
+    for block in blocks:
+        yield block, torch.from_numpy(database.read(block.rows))
+
+
+def _copied_blocks(
+    database: MappedRows | ArrayRows, blocks: Sequence[Block], device: torch.device
+) -> Iterator[tuple[Block, torch.Tensor]]:
+    """stream_blocks through two buffers, pinned for a GPU, in large copies.
+
+    A thread reads the next group of blocks into one of them while the other is copied and searched.
+    """
+    import torch
+
     dtype = torch.float16 if database.dtype == np.float16 else torch.float32
-    row_bytes = database.dtype.itemsize * database.shape[1]
-    groups = _groups(blocks, PINNED_BYTES // row_bytes)
-    most = max(sum(map(len, group)) for group in groups)
-    pinned = [torch.empty(most, database.shape[1], dtype=dtype, pin_memory=True) for _ in range(2)]
-    copied = [torch.cuda.Event() for _ in pinned]
-    for turn, group in enumerate(groups):
-        buffer, event = pinned[turn % 2], copied[turn % 2]
-        event.synchronize()
-        sizes = [len(block) for block in group]
-        for block, target in zip(group, buffer.split([*sizes, most - sum(sizes)]), strict=False):
+    groups = _groups(blocks, PINNED_BYTES // (database.dtype.itemsize * database.shape[1]))
+    most, pin = max(sum(map(len, group)) for group in groups), device.type == "cuda"
+    shape = (most, database.shape[1])
+    buffers = [torch.empty(shape, dtype=dtype, pin_memory=pin) for _ in range(2)]
+    copied = [torch.cuda.Event() if pin else None for _ in buffers]
+
+    def read(turn: int) -> torch.Tensor:
+        """A group's rows in its buffer, once the copy of what it held is done."""
+        if pin:
+            copied[turn % 2].synchronize()
+        start = 0
+        for block in groups[turn]:
+            target = buffers[turn % 2][start : start + len(block)]
             np.copyto(target.numpy(), database.read(block.rows))
-        rows = buffer[: sum(sizes)].to(device, non_blocking=True)
-        event.record()
-        yield from zip(group, rows.split(sizes), strict=True)
+            start += len(block)
+        return buffers[turn % 2][:start]
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(read, 0)
+        for turn, group in enumerate(groups):
+            rows = ahead.result().to(device, non_blocking=True, copy=True)
+            if pin:
+                copied[turn % 2].record()
+            if turn + 1 < len(groups):
+                ahead = reader.submit(read, turn + 1)
+            yield from zip(group, rows.split([len(block) for block in group]), strict=True)
 
 
 def _groups(blocks: Sequence[Block], most: int) -> list[list[Block]]:
@@ -158,7 +183,7 @@ class Positives:
 class Evaluation:
     """What one run of a method over a data set yields.
 
-    ranks: int64 (P,), 0-based, of the positives. ap: float64 (Q,). tied: bool (Q,), a positive ties
+    ranks: int32 (P,), 0-based, of the positives. ap: float64 (Q,). tied: bool (Q,), a positive ties
     with a negative. top_rows: int64 (Q, K) database rows, best first, -1 past the end of a small
     block; top_scores: float32 (Q, K). seconds: of the pass, which all its runs share.
     """
@@ -189,8 +214,8 @@ class Evaluation:
     @property
     def config(self) -> dict[str, str]:
         """The parameters that the method reads, by name."""
-        values = {n: getattr(self.run.parameters, n) for n in METHODS[self.method].reads}
-        return {n: f"{v:g}" if isinstance(v, float) else str(v) for n, v in values.items()}
+        reads = METHODS[self.method].reads
+        return {name: show_value(getattr(self.run.parameters, name)) for name in reads}
 
     @property
     def positive_count(self) -> np.ndarray:
@@ -199,7 +224,7 @@ class Evaluation:
 
     @cached_property
     def positive_ranks(self) -> list[np.ndarray]:
-        """For each query the 0-based ranks of its positives, int64, rising."""
+        """For each query the 0-based ranks of its positives, int32, rising."""
         return self._by_query(self.ranks)
 
     @cached_property
@@ -220,11 +245,11 @@ class _Collector:
         self.ranks, self.tied, self.top = [], [], []
 
     def add(self, scores: torch.Tensor, ranks: torch.Tensor, tied: torch.Tensor) -> None:
-        self.ranks.append(ranks)
+        self.ranks.append(ranks.int())
         self.tied.append(tied)
         if self.top_k:
             ordered = scores.sort(dim=1, descending=True, stable=True)
-            self.top.append([part[:, : self.top_k].cpu().numpy() for part in ordered])
+            self.top.append([part[:, : self.top_k].clone().cpu().numpy() for part in ordered])
 
 
 def _batches(pairs: Iterator, size: int) -> Iterator[list]:
@@ -248,24 +273,27 @@ def evaluate(
     device: torch.device,
     ties: str = "row",
     top_k: int = 0,
-    progress=lambda blocks: blocks,
+    progress=lambda blocks, count: blocks,
 ) -> list[Evaluation]:
     """Run methods over a data set in one pass.
 
     assets: on the device. ties: see positive_ranks. top_k: how many best rows to keep per query.
-    progress: wraps the list of blocks (tqdm). Raises UserError for an instance without database
-    rows, and for a database row that is zero, infinite or NaN.
+    progress: wraps the blocks, whose number it is told (tqdm). Raises UserError if there are no
+    queries, for an instance without database rows, and for a row that is zero, infinite or NaN.
     """
     import torch
 
     start = time.perf_counter()
     blocks = instance_blocks(features.queries, features.labels)
+    if not blocks:
+        raise UserError(f"{features.source.parent} holds no query; extract the features again")
     queries = _queries(features, device)
+    top_k = min(top_k, max(map(len, blocks)))
     collectors = [_Collector(top_k) for _ in runs]
     prepared = list(_by_method(runs, assets))
     searched = []
     with torch.inference_mode():
-        for block, raw in stream_blocks(features.database, progress(blocks), device):
+        for block, raw in progress(stream_blocks(features.database, blocks, device), len(blocks)):
             gallery = Gallery.of(raw)
             _check_rows(gallery, block, features)
             for part in block.split(PAIRS_SCORED[device.type]):
@@ -283,7 +311,8 @@ def evaluate(
     positives, order = _positives(searched)
     count = len(features.queries)
     evaluations = []
-    for run, collector in zip(runs, collectors, strict=True):
+    for run in runs:
+        collector = collectors.pop(0)  # of many runs, not all are kept twice
         ranks, tied = (
             torch.cat(part).cpu().numpy()[order] for part in (collector.ranks, collector.tied)
         )
@@ -320,25 +349,29 @@ def _by_method(runs: Sequence[Run], assets: Assets):
 
 
 def _queries(features: Features, device: torch.device) -> Queries:
-    import torch
-
     def unit(array: np.ndarray | None, name: str) -> torch.Tensor | None:
-        if array is None:
-            return None
-        rows = unit_rows(torch.from_numpy(array).to(device))
-        bad = (~rows.isfinite().all(1)).nonzero()
-        if len(bad):
-            raise UserError(
-                f"{features.source.parent}: the {name} features of query row {int(bad[0]) + 1} "
-                "are zero or not finite; extract them again"
-            )
-        return rows
+        place = f"{features.source.parent}: {name} features of the queries"
+        return None if array is None else unit_features(array, device, place)
 
     return Queries(
         unit(features.query_image, "image"),
         unit(features.query_text, "text"),
         unit(features.query_context_text, "contextualised text"),
     )
+
+
+def unit_features(array: np.ndarray, device: torch.device, place: str) -> torch.Tensor:
+    """Feature rows at unit length on the device: (rows, D) float32 -> the same.
+
+    Raises UserError, with the place and the row, for a row that is zero, infinite or NaN.
+    """
+    import torch
+
+    rows = unit_rows(torch.from_numpy(array).to(device))
+    bad = (~rows.isfinite().all(1)).nonzero()
+    if len(bad):
+        raise UserError(f"{place}: row {int(bad[0]) + 1} is zero or not finite; make them again")
+    return rows
 
 
 def _select(queries: Queries, rows: torch.Tensor) -> Queries:

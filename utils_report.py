@@ -26,7 +26,7 @@ import numpy as np
 import pandas
 
 import utils_page
-from utils import UserError, atomic_path
+from utils import MEANS, UserError, atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,8 +50,6 @@ PLOT_STYLE = {
 }
 PNG_DPI = 200
 CELLS_WITH_NUMBERS = 144  # a heat map with more cells than this is read by colour alone
-
-MEANS = ("mAP", "mmAP", "minmAP")
 
 # Sizes of thumbnails: the longest side in pixels, and the most bytes one may take. With ten results
 # and at most MISSED_SHOWN missed positives for each of i-CIR's 1,883 queries, a report can

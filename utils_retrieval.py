@@ -13,9 +13,11 @@ torch is imported inside the functions that need it, so that `--help` answers at
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
+
+from utils import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -273,7 +275,10 @@ class BasicPoint:
 
 
 def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoint]:
-    """Do once per run what no block changes: means, projections, normalisation constants."""
+    """Do once per run what no block changes: means, projections, normalisation constants.
+
+    Raises UserError if a projection would keep nothing.
+    """
 
     @cache
     def moment(name: str, m_t: Tensor | None) -> Tensor:
@@ -290,7 +295,13 @@ def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoi
 
     @cache
     def basis(values: Tensor, vectors: Tensor, wanted: float) -> Tensor:
-        return vectors[:, : kept_components(values, wanted)].contiguous()
+        kept = kept_components(values, wanted)
+        if not kept:
+            raise UserError(
+                "--project_features: the contrastive PCA has no positive eigenvalue to keep; lower "
+                "--aa, or check the corpora"
+            )
+        return vectors[:, :kept]
 
     @cache
     def minima(m_i: Tensor | None, m_t: Tensor | None) -> tuple[float, float]:
@@ -429,7 +440,21 @@ METHODS = {
     "product": Method(product_scores, reads=("contextualize",)),
     "basic": Method(
         basic_scores,
-        reads=tuple(f.name for f in fields(Parameters) if f.name != "fusion_weight"),
+        reads=(
+            "contextualize",
+            "standardize_features",
+            "use_laion_mean",
+            "project_features",
+            "specified_corpus",
+            "specified_ncorpus",
+            "aa",
+            "num_principal_components_for_projection",
+            "do_query_expansion",
+            "qe_k",
+            "normalize_similarities",
+            "normalize_text_by",
+            "harris_lambda",
+        ),
         preset={
             "contextualize": True,
             "standardize_features": True,

@@ -11,7 +11,7 @@ from utils import UserError, file_safe
 from utils_retrieval import EFFECTIVE_WITH, METHODS, Parameters
 
 DEFAULTS = Parameters()
-MOST_POINTS = 10_000  # of one range of a sweep: more is a mistyped step
+MOST_POINTS = 10_000  # of a sweep: more is a mistyped step, and a point costs memory
 
 # How a departure from the preset is written in a variant's name: a switch as it is named when off
 # ("no_projection") or on ("projection"), anything else as this word and its value ("aa0.5").
@@ -37,11 +37,11 @@ LIMITS = {
     "fusion_weight": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "aa": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "num_principal_components_for_projection": (
-        lambda value: 0 < value < 1 or (value >= 1 and value == int(value)),
+        lambda value: 0 < value < 1 or (value >= 1 and value % 1 == 0),
         "a whole number of components, or a share of energy above 0 and below 1",
     ),
     "qe_k": (lambda value: value >= 1, "at least 1"),
-    "harris_lambda": (math.isfinite, "a finite number"),
+    "harris_lambda": (lambda value: abs(value) <= 1e6, "between -1e6 and 1e6"),
 }
 
 # The steps of the paper's component table, in its order.
@@ -136,8 +136,14 @@ def name_variant(method: str, parameters: Parameters, *extra: str) -> str:
         if isinstance(value, bool):
             words.append(word if value else f"no_{word}")
         else:
-            words.append(f"{word}{value if isinstance(value, str) else f'{value:g}'}")
-    return file_safe("_".join([method, *words, *extra]))
+            words.append(f"{word}{show_value(value)}")
+    return file_safe("_".join([method, *words, *extra]).replace("+", ""))
+
+
+def show_value(value: bool | int | float | str) -> str:
+    """A parameter as tables and names have it: as short as tells it from every other value."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) and float(short) != value else short
 
 
 # ---------------------------------------------------------------------------------------------
@@ -160,8 +166,8 @@ def parse_axis(text: str) -> tuple[str, list[bool | int | float]]:
         parsed = [_as_kind(kind, value) for part in values.split(",") for value in _expand(part)]
     except ValueError:
         raise UserError(
-            f"--sweep {text}: write NAME=V1,V2,... or NAME=START:STOP:STEP, "
-            f"with values of type {kind.__name__}"
+            f"--sweep {text}: write NAME=V1,V2,... or NAME=START:STOP:STEP (at most {MOST_POINTS} "
+            f"values), with values of type {kind.__name__}"
         ) from None
     return name, list(dict.fromkeys(parsed))
 
@@ -190,6 +196,9 @@ def sweep_points(
     method: str, given: Mapping, use_preset: bool, axes: Mapping[str, list]
 ) -> list[tuple[dict, Parameters]]:
     """Every point of the grid: (its values on the axes, the parameters), last axis fastest."""
+    count = math.prod(map(len, axes.values()))
+    if count > MOST_POINTS:
+        raise UserError(f"--sweep: {count} points; at most {MOST_POINTS} make one table")
     grid = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
     return [(at, settle_parameters(method, {**given, **at}, use_preset)) for at in grid]
 
@@ -197,8 +206,8 @@ def sweep_points(
 def ablation_points(full: Parameters) -> list[tuple[str, Parameters]]:
     """The paper's kind of component table: steps added one by one, then each taken from the full.
 
-    full: parameters of basic. Returns (components, parameters) without repetition; steps that
-    `full` does not have are left out. Raises UserError if it has none.
+    full: parameters of basic. Returns (components, parameters); steps that `full` does not have are
+    left out. Raises UserError if it has none.
     """
     steps = {name: off for name, off in STEPS.items() if without_idle(replace(full, **off)) != full}
     if not steps.keys() - {"Harris"}:

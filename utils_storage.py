@@ -6,9 +6,11 @@ unpickler that admits arrays, tensors and plain containers only. Formats: DESIGN
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import mmap
+import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -175,6 +177,8 @@ class MappedRows:
         aligned = begin - begin % mmap.ALLOCATIONGRANULARITY
         length = begin - aligned + (stop - start) * self._row_bytes
         with open(self.path, "rb") as file:
+            if os.fstat(file.fileno()).st_size < aligned + length:
+                raise UserError(f"{self.path} is cut short; extract it again")
             mapped = mmap.mmap(file.fileno(), length, offset=aligned, access=mmap.ACCESS_COPY)
         if hasattr(mmap, "MADV_SEQUENTIAL"):
             mapped.madvise(mmap.MADV_SEQUENTIAL)
@@ -308,7 +312,10 @@ def _load_reference(query_path: Path, database_path: Path) -> dict:
 def _pickled_table(content: dict, path: Path) -> pd.DataFrame:
     """The table of a reference pickle: str columns image_path, text, instance."""
     try:
-        columns = {name: list(content[f"{name}s"]) for name in ("text", "instance")}
+        columns = {
+            name: ["" if value is None else value for value in content[f"{name}s"]]
+            for name in ("text", "instance")
+        }
         return pd.DataFrame({"image_path": list(content["paths"]), **columns}, dtype=str)[LABELS]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: no paths, texts and instances of one length ({error})") from None
@@ -317,13 +324,17 @@ def _pickled_table(content: dict, path: Path) -> pd.DataFrame:
 def _read_table(path: Path, columns: list[str], dtype: str) -> pd.DataFrame:
     """Columns of a table written by create_features, texts as they stand ("NA" is a text)."""
     try:
-        return pd.read_csv(
+        table = pd.read_csv(
             path, usecols=columns, dtype=dtype, keep_default_na=False, encoding="utf-8"
         )[columns]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}; extract it again") from None
+    cut = (table["instance"] == "") | table["instance"].isna()
+    if cut.any():
+        raise UserError(f"{path}, row {int(cut.argmax()) + 2}: no instance; extract it again")
+    return table
 
 
 def read_database_table(features: Features) -> pd.DataFrame:
@@ -341,6 +352,8 @@ def _read_array(path: Path) -> np.ndarray:
             array = np.load(file, allow_pickle=False)
         except (EOFError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is not a .npy file ({error}); extract it again") from None
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path} is not a .npy file but an archive; extract it again")
     return _two_dimensional(array, str(path))
 
 
@@ -459,10 +472,16 @@ def _load_npz(path: Path, names: list[str]) -> Asset:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: np.atleast_2d(content[name]) for name in names}
             manifest = json.loads(str(content["manifest"]))
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}); make it again") from None
     arrays = {name: _two_dimensional(array, f"{path}, {name}") for name, array in arrays.items()}
     return Asset(arrays, path, manifest)
+
+
+def _model_of(manifest: dict | None) -> dict:
+    """What a manifest says of the model, {} if nothing."""
+    model = (manifest or {}).get("model")
+    return model if isinstance(model, dict) else {"model": model} if model else {}
 
 
 def check_same_model(features: Features, assets: list[Asset]) -> None:
@@ -470,7 +489,7 @@ def check_same_model(features: Features, assets: list[Asset]) -> None:
 
     Models are compared by their manifests; files without one (the reference's) by dimension only.
     """
-    model = (features.manifest or {}).get("model")
+    model = _model_of(features.manifest)
     for asset in assets:
         for array in asset.arrays.values():
             if array.shape[1] != features.dim:
@@ -478,7 +497,7 @@ def check_same_model(features: Features, assets: list[Asset]) -> None:
                     f"{asset.source} has {array.shape[1]} dimensions but {features.source} has "
                     f"{features.dim}: they come from different models; extract one of them again"
                 )
-        other = (asset.manifest or {}).get("model")
+        other = _model_of(asset.manifest)
         if model and other and model != other:
             key = next(k for k in {**model, **other} if model.get(k) != other.get(k))
             raise UserError(
@@ -488,5 +507,12 @@ def check_same_model(features: Features, assets: list[Asset]) -> None:
 
 
 def manifest_hash(features: Features) -> str:
-    """The first 12 hex digits of the SHA-256 of the file that says what the features are."""
-    return sha256_file(features.source)[:12]
+    """The first 12 hex digits of the SHA-256 of the file that says what the features are.
+
+    Of the reference's pickles that is the query's, together with the size of the database's.
+    """
+    digest = sha256_file(features.source)
+    if features.manifest is None:
+        size = features.database.path.stat().st_size
+        digest = hashlib.sha256(f"{digest} {size}".encode()).hexdigest()
+    return digest[:12]

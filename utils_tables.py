@@ -1,8 +1,9 @@
-"""Results as tables: the name of a variant, mAP_table.csv, APs.csv, top{K}.csv and the console."""
+"""Results as tables: mAP_table.csv, APs.csv, top{K}.csv and the console."""
 
 from __future__ import annotations
 
 import csv
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils import atomic_path
+from utils import MEANS, UserError, atomic_path
 from utils_evaluation import Evaluation
 
-MEANS = ("mAP", "mmAP", "minmAP")
 CONSOLE_COLUMNS = ["method", "variant", *MEANS, "queries", "instances", "tied_queries", "seconds"]
 
 
@@ -50,7 +50,13 @@ def write_results(
     """Write a run's folder: a row added to mAP_table.csv, APs.csv, and top{K}.csv if K is not 0.
 
     queries: str columns image_path, text, instance; database: the same, needed where K is not 0.
+    What an earlier run left of rankings is removed. Raises UserError, with nothing changed, if its
+    table cannot be read.
     """
+    earlier = read_rows(folder / "mAP_table.csv")
+    for path in folder.glob("top[0-9]*.csv"):
+        path.unlink()
+    shutil.rmtree(folder / "report", ignore_errors=True)
     write_csv(
         folder / "APs.csv",
         ["Image Query", "Text Query", "Instance", "AP"],
@@ -62,7 +68,7 @@ def write_results(
         columns += [f"{name}_{number}" for number in numbers for name in ("path", "match")]
         rows = _top_rows(evaluation, queries, database, top_k)
         write_csv(folder / f"top{top_k}.csv", columns, rows)
-    add_row(folder / "mAP_table.csv", row)
+    write_table(folder / "mAP_table.csv", [*earlier, row])
 
 
 def _aps(evaluation: Evaluation, queries: pd.DataFrame) -> Iterable[list]:
@@ -90,6 +96,7 @@ def _top_rows(
             for row, match in zip(top, matches, strict=True)
             for cell in ((paths[row], int(match)) if row >= 0 else ("", ""))
         ]
+        cells += [""] * (2 * (k - len(top)))
         yield [*label, repr(hits / k), repr(recall), *cells]
 
 
@@ -107,13 +114,21 @@ def write_table(path: Path, rows: Sequence[dict[str, str]]) -> None:
     write_csv(path, columns, ([row.get(name, "") for name in columns] for row in rows))
 
 
-def add_row(path: Path, row: dict[str, str]) -> None:
-    """Add a row to a table, which is written anew and keeps its earlier rows."""
-    earlier = []
-    if path.exists():
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that write_table wrote, none where there is no such file.
+
+    Raises UserError if it is not such a table.
+    """
+    if not path.exists():
+        return []
+    try:
         with open(path, encoding="utf-8", newline="") as file:
-            earlier = list(csv.DictReader(file))
-    write_table(path, [*earlier, row])
+            rows = list(csv.DictReader(file, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a table of UTF-8 ({error}); move it away") from None
+    if any(None in row or None in row.values() for row in rows):
+        raise UserError(f"{path}: a row has not as many values as its header; move it away")
+    return rows
 
 
 def format_table(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> str:
@@ -130,13 +145,17 @@ def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).replace("-", "", 1).isdigit()
 
 
+def describe_empty(evaluation: Evaluation) -> list[str]:
+    """The line that warns of queries without positives, if there are any."""
+    empty, queries = int((evaluation.positive_count == 0).sum()), len(evaluation.ap)
+    if not empty:
+        return []
+    return [f"warning: {empty} of {queries} queries have no positive; each scores 0"]
+
+
 def describe_ties(evaluations: Sequence[Evaluation], ties: str) -> list[str]:
-    """The lines that warn of queries without positives and say how ties were ranked."""
-    first = evaluations[0]
+    """The lines that say how ties were ranked."""
     lines = []
-    empty = int((first.positive_count == 0).sum())
-    if empty:
-        lines.append(f"warning: {empty} of {len(first.ap)} queries have no positive; each scores 0")
     for evaluation in evaluations:
         tied = int(evaluation.tied.sum())
         if tied:

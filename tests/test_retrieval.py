@@ -9,10 +9,13 @@ from utils import UserError
 from utils_evaluation import instance_blocks
 from utils_retrieval import (
     METHODS,
+    Assets,
     Gallery,
+    Parameters,
     contrastive_components,
     expand_queries,
     kept_components,
+    prepare_basic,
     project,
     second_moment,
     unit_rows,
@@ -50,6 +53,13 @@ def test_component_counts_end_at_the_positive_eigenvalues():
     values = torch.tensor([3.0, 2.0, 1.0, -0.5, -2.0])
     assert [kept_components(values, n) for n in (1, 2, 3, 4, 9999)] == [1, 2, 3, 3, 3]
     assert [kept_components(values, s) for s in (0.49, 0.51, 0.83, 0.84)] == [1, 2, 2, 3]
+
+
+def test_a_projection_on_nothing_is_refused():
+    everywhere = torch.cat([torch.eye(12), -torch.eye(12)])
+    assets = Assets({"generic_subjects": random_unit(50), "generic_styles": everywhere})
+    with pytest.raises(UserError, match="no positive eigenvalue"):
+        prepare_basic([Parameters(project_features=True, aa=1.0)], assets)
 
 
 def test_gallery_works_on_raw_rows_as_on_centred_unit_rows():
@@ -122,6 +132,10 @@ def test_variants_name_what_departs_from_the_preset():
         ("--use_preset",): "basic",
         ("--use_preset", "--no-do_query_expansion"): "basic_no_query_expansion",
         ("--use_preset", "--aa", "0.5"): "basic_aa0.5",
+        ("--use_preset", "--aa", "0.2000000001"): "basic_aa0.2000000001",
+        ("--use_preset", "--harris_lambda", "1e5"): "basic_lambda100000",
+        ("--use_preset", "--harris_lambda", "1e6"): "basic_lambda1e06",
+        ("--use_preset", "--harris_lambda", "1e-6"): "basic_lambda1e-06",
         ("--use_preset", "--no-standardize_features"): "basic_no_standardization",
         ("--method", "sum", "--contextualize"): "sum_contextualization",
         ("--use_preset", "--ties", "best"): "basic_ties_best",

@@ -129,6 +129,61 @@ def test_the_ablation_is_one_table(world):
     assert all(label in output for label in at)
 
 
+def test_a_sweep_names_the_points_that_were_asked_for(world):
+    """Also those at which a parameter has no effect, which are the same computation."""
+    axes = ["project_features=off,on", "aa=0.1,0.3"]
+    output = succeed(world, "--method", "basic", "--use_preset", "--sweep", *axes)
+    rows = read(world / "results" / "icir" / "basic_sweep" / "mAP_table.csv")
+    at = [(row["project_features"], row["aa"]) for row in rows]
+    assert at == [("False", "0.1"), ("False", "0.3"), ("True", "0.1"), ("True", "0.3")]
+    assert rows[0]["mAP"] == rows[1]["mAP"] == "41.97"
+    assert rows[2]["mAP"] != rows[3]["mAP"]
+    assert "best: project_features " in output
+    assert not list((world / "results" / "icir" / "basic_sweep").glob("*.png"))
+
+
+def test_the_gain_is_over_the_better_text(world):
+    axes = ["fusion_weight=0:1:0.5", "contextualize=off,on"]
+    output = succeed(world, "--method", "sum", "--sweep", *axes)
+    rows = read(world / "results" / "icir" / "sum_sweep" / "mAP_table.csv")
+    means = {(row["fusion_weight"], row["contextualize"]): float(row["mAP"]) for row in rows}
+    ends = (means["0", "False"], means["1", "False"], means["1", "True"])
+    gain = float(output.split("composition gain: ")[1].split()[0])
+    assert gain == pytest.approx(max(means.values()) - max(ends), abs=0.011)
+    assert "text_contextualization" in output
+
+
+def test_what_an_earlier_run_left_of_rankings_goes(world):
+    results = world / "results" / "icir" / "image"
+    (results / "mAP_table.csv").unlink(missing_ok=True)
+    succeed(world, "--method", "image", "--top_k", "4")
+    succeed(world, "--method", "image", "--top_k", "1000000")
+    assert {path.name for path in results.iterdir()} == {
+        *("mAP_table.csv", "APs.csv", "top1000000.csv")
+    }
+    succeed(world, "--method", "image")
+    assert {path.name for path in results.iterdir()} == {"mAP_table.csv", "APs.csv"}
+    assert len(read(results / "mAP_table.csv")) == 3
+
+
+def test_an_earlier_table_that_is_none_is_left_alone(world):
+    results = world / "results" / "icir" / "product_contextualization"
+    results.mkdir(parents=True)
+    (results / "mAP_table.csv").write_bytes(b"m\xe4P\n1\n")
+    done = run(world, "--method", "product", "--contextualize")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "mAP_table.csv is not a table of UTF-8" in done.stderr
+    assert [path.name for path in results.iterdir()] == ["mAP_table.csv"]
+
+
+def test_results_that_cannot_be_written_are_said_before_the_work(world, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    done = run(world, "--method", "text", "--results_dir", str(tmp_path / "taken" / "here"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --results_dir ")
+    assert done.stderr.endswith("taken is not a folder; name another folder\n")
+
+
 def test_float16_features_give_nearly_the_same(world, tmp_path):
     half = write_native_world(tmp_path / "half", dtype=np.float16)
     succeed(half, "--method", "basic", "--use_preset")
@@ -154,6 +209,8 @@ def test_queries_without_positives_stay_in_the_means_and_are_counted(world, tmp_
     lines = table.read_text(encoding="utf-8").splitlines()
     lines[1] = lines[1].replace(",at night,", ",at no time,")
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    swept = run(folder, "--method", "text", "--sweep", "contextualize=on,off")
+    assert "warning: 1 of 70 queries have no positive; each scores 0" in swept.stderr
     done = run(folder, "--method", "text")
     assert "warning: 1 of 70 queries have no positive; each scores 0" in done.stderr
     assert read(folder / "results" / "icir" / "text" / "APs.csv")[0]["AP"] == "0.0"
@@ -208,7 +265,97 @@ def spoil_with_pickle(folder: Path) -> None:
         (data / f"{split}_icir_features.pkl").write_bytes(content)
 
 
+def spoil_styles(rows: slice, value: float = 0.0):
+    def spoil(folder: Path) -> None:
+        path = folder / "features/clip_features/corpus/generic_styles.npy"
+        features = np.load(path)
+        features[rows] = value
+        np.save(path, features)
+
+    return spoil
+
+
+def spoil_archive(path_of, name: str, value: float):
+    """Set the first number or row of an array of the mean's or the normalisation's archive."""
+
+    def spoil(folder: Path) -> None:
+        path = path_of(folder)
+        with np.load(path) as content:
+            arrays = dict(content)
+        arrays[name][0] = value
+        np.savez(path, **arrays)
+
+    return spoil
+
+
+def keep_one_style(folder: Path) -> None:
+    path = folder / "features/clip_features/corpus/generic_styles.npy"
+    np.save(path, np.load(path)[:1])
+
+
+def drop_queries(folder: Path) -> None:
+    data = folder / "features/clip_features/icir"
+    table = data / "query.csv"
+    table.write_text(table.read_text("utf-8").splitlines()[0] + "\n")
+    for path in data.glob("query_*.npy"):
+        np.save(path, np.load(path)[:0])
+
+
+def swap_formats(folder: Path) -> None:
+    array = folder / "features/clip_features/icir/query_text.npy"
+    np.savez(array.with_suffix(".npz"), rows=np.load(array))
+    array.with_suffix(".npz").rename(array)
+
+
+def write_array_as_archive(folder: Path) -> None:
+    path = mean_path(folder / "data", "clip")
+    np.save(path.with_suffix(".npy"), np.ones(96, np.float32))
+    path.with_suffix(".npy").rename(path)
+
+
+def cut_table(folder: Path) -> None:
+    table = folder / "features/clip_features/icir/database.csv"
+    table.write_text(table.read_text("utf-8").rstrip("\n").rpartition(",")[0] + "\n")
+
+
 MISTAKES = {
+    "a zero row of a corpus": (spoil_styles(slice(2, 3)), [], "feats: row 3 is zero or not finite"),
+    "a corpus of one prompt": (keep_one_style, [], "one prompt; the projection needs two or more"),
+    "a mean that is no number": (
+        spoil_archive(lambda f: mean_path(f / "data", "clip"), "mean", np.nan),
+        [],
+        "mean_clip.npz: the mean is not finite",
+    ),
+    "a zero row of the normalisation features": (
+        spoil_archive(lambda f: synthetic_path(f / "synthetic_data", "clip"), "text_features", 0),
+        [],
+        "text_features: row 1 is zero or not finite",
+    ),
+    "no queries": (drop_queries, [], "holds no query"),
+    "an archive for an array": (swap_formats, [], "query_text.npy is not a .npy file"),
+    "an array for an archive": (write_array_as_archive, [], "mean_clip.npz cannot be read"),
+    "a manifest that is no object": (
+        lambda f: (f / "features/clip_features/icir/manifest.json").write_text("[1]"),
+        [],
+        "manifest.json holds no JSON object",
+    ),
+    "a table that is cut": (cut_table, [], "no instance; extract it again"),
+    "endless components": (
+        None,
+        ["--num_principal_components_for_projection", "inf"],
+        "a whole number of components",
+    ),
+    "an endless lambda": (None, ["--harris_lambda", "1e39"], "between -1e6 and 1e6"),
+    "an endless sweep": (
+        None,
+        ["--sweep", "aa=0:1:0.001", "harris_lambda=0:1:0.001"],
+        "1002001 points",
+    ),
+    "a flag beside a comparison": (
+        None,
+        ["--compare", "a", "b", "--no-contextualize"],
+        "has no effect with --compare",
+    ),
     "no features": (
         lambda f: (f / "features/clip_features/icir/manifest.json").unlink(),
         [],

@@ -2,13 +2,16 @@
 
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from native import GOLDEN, write_native_world
 
+import utils_evaluation
 from utils import UserError
+from utils_evaluation import Block, _copied_blocks, instance_blocks
 from utils_storage import (
     MappedRows,
     check_same_model,
@@ -119,8 +122,9 @@ def test_a_file_cut_while_it_is_read_is_named(tmp_path):
     with open(tmp_path / "rows.npy", "r+b") as file:
         file.truncate(500)
     assert mapped.read(np.array([0, 2])).sum() == 8
-    with pytest.raises(UserError, match=r"rows\.npy is cut short"):
-        mapped.read(np.array([0, 49]))
+    for rows in (np.array([0, 49]), slice(0, 50)):
+        with pytest.raises(UserError, match=r"rows\.npy is cut short"):
+            mapped.read(rows)
 
 
 def test_native_assets_win_over_the_references(tmp_path):
@@ -167,3 +171,37 @@ def test_broken_assets_are_named(tmp_path, content):
     (world / "features/clip_features/corpus/generic_styles.npy").write_bytes(content)
     with pytest.raises(UserError, match=r"generic_styles\.npy is not a \.npy file"):
         load_corpus(world / "features", "clip", "generic_styles")
+
+
+def test_a_missing_text_is_an_empty_one(tmp_path):
+    """A text that no database row has is not the text of the rows that have none."""
+    world = tmp_path / "clip_features" / "icir"
+    shutil.copytree(GOLDEN / "clip" / "features" / "clip_features" / "icir", world)
+    for split, text in (("database", None), ("query", "as nobody has it")):
+        content = load_pickle(world / f"{split}_icir_features.pkl")
+        content["texts"] = [text] * len(content["texts"])
+        (world / f"{split}_icir_features.pkl").write_bytes(pickle.dumps(content))
+    features = load_features(tmp_path, "clip", "icir")
+    assert set(features.labels["text"]) == {""}
+    blocks = instance_blocks(features.queries, features.labels)
+    assert sum(len(block.positive_query) for block in blocks) == 0
+    labels = features.labels.assign(text=features.labels["text"].cat.rename_categories({"": "x"}))
+    labels["text"] = labels["text"].cat.set_categories([])  # every text missing
+    blocks = instance_blocks(features.queries, labels)
+    assert sum(len(block.positive_query) for block in blocks) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("size", [1, 3_000, 1 << 20])
+def test_blocks_that_are_copied_are_the_files_rows(tmp_path, monkeypatch, dtype, size):
+    """The way of the features to a GPU, through two buffers, here with the CPU at its end."""
+    monkeypatch.setattr(utils_evaluation, "PINNED_BYTES", size)
+    rows = np.random.default_rng(0).normal(size=(900, 7)).astype(dtype)
+    np.save(tmp_path / "rows.npy", rows)
+    nothing = np.empty(0, np.int64)
+    cuts = [slice(0, 5), slice(5, 300), np.arange(301, 900, 2), np.arange(300, 900, 2)]
+    blocks = [Block(str(i), nothing, cut, nothing, nothing) for i, cut in enumerate(cuts)]
+    copied = list(_copied_blocks(MappedRows(tmp_path / "rows.npy"), blocks, torch.device("cpu")))
+    assert [block.name for block, _ in copied] == ["0", "1", "2", "3"]
+    for block, part in copied:
+        assert np.array_equal(part.numpy(), rows[block.rows])
