@@ -24,7 +24,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import UserError, add_flag, code_version, run_command, select_device, sha256_file
+from utils import (
+    UserError,
+    add_flag,
+    code_version,
+    read_json,
+    require_writable,
+    run_command,
+    select_device,
+    sha256_file,
+)
 from utils_datasets import (
     COLUMNS,
     IMAGE_SUFFIXES,
@@ -40,7 +49,7 @@ from utils_datasets import (
 from utils_features import BACKBONES, PRECISIONS, Backbone, backbone_folder, list_backbones
 
 if TYPE_CHECKING:
-    from utils_extraction import Clock, Job, Ranks, Settings, Stage, Summary
+    from utils_extraction import Clock, Job, Ranks, Settings, Stage, Summary, Unit
     from utils_features import Encoder
 
 CONTEXT_CORPUS = "generic_subjects"  # its first rows are the words of contextualised texts
@@ -254,7 +263,10 @@ def main(argv: list[str]) -> None:
     args = read_arguments(argv)
     if args.list_backbones:
         print("\n".join(list_backbones()))
-    elif args.from_pkl:
+        return
+    if args.kind in EFFECTS["features_dir"]:
+        require_writable(args.features_dir, "--features_dir")
+    if args.from_pkl:
         convert_pickles(args)
     else:
         extract(args)
@@ -270,13 +282,14 @@ def extract(args: argparse.Namespace) -> None:
     # With it, matrix products on the CPU do not depend on the number of threads, which differs
     # between one process and several.
     os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
-    from utils_extraction import find_ranks, run_job
+    from utils_extraction import find_ranks, in_plain_words, run_job
     from utils_features import load_encoder
 
     source = PLANNERS[args.kind].read(args)  # user errors first: loading a model takes seconds
     ranks = find_ranks(dict(os.environ))
     device = select_device(_device_index(args, ranks))
-    encoder = load_encoder(args.backbone, device, args.precision)
+    with in_plain_words():
+        encoder = load_encoder(args.backbone, device, args.precision)
     job = PLANNERS[args.kind].plan(args, encoder, source)
     if job.stages:
         clock = run_job(job, encoder, _settings(args, ranks), ranks)
@@ -287,7 +300,14 @@ def extract(args: argparse.Namespace) -> None:
 
 
 def _device_index(args: argparse.Namespace, ranks: Ranks) -> int:
-    return ranks.local if ranks.world > 1 and args.gpu >= 0 else args.gpu
+    """The GPU of --gpu or, of several ranks, the one of the local rank among those it sees."""
+    if ranks.world == 1 or args.gpu < 0:
+        return args.gpu
+    if args.gpu:
+        raise UserError(f"--gpu {args.gpu}: several ranks take a GPU each; leave it, or give -1")
+    import torch
+
+    return ranks.local % max(1, torch.cuda.device_count())
 
 
 def _settings(args: argparse.Namespace, ranks: Ranks) -> Settings:
@@ -299,7 +319,6 @@ def _settings(args: argparse.Namespace, ranks: Ranks) -> Settings:
         workers = max(1, _count_cores() // local)
     return Settings(
         batch=args.batch,
-        part_rows=args.part_rows,
         workers=workers,
         skip_bad=args.on_bad_image == "skip",
         overwrite=args.overwrite,
@@ -314,7 +333,7 @@ def print_summary(job: Job, clock: Clock) -> None:
     seconds = time.monotonic() - clock.started
     shares = ", ".join(f"{name} {part / seconds:.0%}" for name, part in clock.seconds.items())
     speed = f"{clock.images / clock.image_seconds:.1f} images/s, " if clock.images else ""
-    rows = ", ".join(f"{len(s.item_of_row) or clock.images} {s.name}" for s in job.stages)
+    rows = ", ".join(f"{count} {name}" for name, count in clock.rows.items())
     print(f"{job.title}: {rows} rows in {seconds:.1f} s ({speed}{shares}): {job.outputs[-1]}")
 
 
@@ -357,15 +376,17 @@ def _identity(args: argparse.Namespace, encoder: Encoder, manifest: dict) -> dic
     }
 
 
-def is_finished(path: Path, manifest: dict, stored: dict | None, overwrite: bool) -> bool:
+def is_finished(
+    args: argparse.Namespace, path: Path, manifest: dict, read: Callable[[Path], dict] = read_json
+) -> bool:
     """Whether a finished run of the same features is there, which is then said.
 
-    stored: the manifest that was found at `path`, if any.
-    Raises UserError if there is one of other features.
+    read: how the manifest that may be found at `path` is read.
+    Raises UserError if there is one of other features, or of fewer rows than --on_bad_image admits.
     """
-    if stored is None or overwrite:
+    if args.overwrite or not path.exists():
         return False
-    manifest = json.loads(json.dumps(manifest))
+    stored, manifest = read(path), json.loads(json.dumps(manifest))
     for key in SETTLED:
         if manifest.get(key) != stored.get(key):
             old, new = _narrow(stored.get(key), manifest.get(key))
@@ -373,6 +394,12 @@ def is_finished(path: Path, manifest: dict, stored: dict | None, overwrite: bool
                 f"{path} belongs to finished features with another {key} ({old}, now {new}); "
                 "--overwrite replaces them"
             )
+    skipped = stored.get("skipped") or []
+    if skipped and args.on_bad_image == "fail":
+        raise UserError(
+            f"{path}: finished without {len(skipped)} images, the first {skipped[0]['image_path']};"
+            " accept that with --on_bad_image skip, or mend them and start afresh with --overwrite"
+        )
     print(f"{path.parent if path.name == 'manifest.json' else path}: already finished")
     return True
 
@@ -383,12 +410,6 @@ def _narrow(old: object, new: object) -> tuple[object, object]:
         key = next(k for k in {**old, **new} if old.get(k) != new.get(k))
         return f"{key} {old.get(key)}", new.get(key)
     return old, new
-
-
-def _read_manifest(path: Path) -> dict | None:
-    from utils import read_json
-
-    return read_json(path) if path.exists() else None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -415,6 +436,8 @@ def read_dataset(args: argparse.Namespace) -> DatasetSource:
     shards: dict[str, list[Path]] = {split: [] for split in SPLITS}
     if args.icir_source == "wds":
         shards = {split: list_shards(dataset, split) for split in SPLITS}
+    else:
+        _check_layout(dataset, annotations["query"])
     corpus = args.corpora_dir / f"{CONTEXT_CORPUS}.csv"
     words = tuple(read_corpus(corpus)[:CONTEXT_WORDS])
     name = dataset.name
@@ -422,6 +445,18 @@ def read_dataset(args: argparse.Namespace) -> DatasetSource:
         name = f"{name}_first{args.limit}"
         annotations = {s: _cut(annotation, args.limit) for s, annotation in annotations.items()}
     return DatasetSource(dataset, name, annotations, shards, words, sha256_file(corpus))
+
+
+def _check_layout(dataset: Dataset, annotation: Annotation) -> None:
+    """Raise UserError if there are shards where images in folders were expected."""
+    if not (dataset.root / "webdataset").is_dir():
+        return
+    try:
+        find_image(dataset, annotation.image_paths[0])
+    except FileNotFoundError:
+        raise UserError(
+            f"{dataset.root} holds its images in shards, not in folders: add --icir_source wds"
+        ) from None
 
 
 def _cut(annotation: Annotation, limit: int) -> Annotation:
@@ -445,11 +480,11 @@ def plan_dataset(args: argparse.Namespace, encoder: Encoder, source: DatasetSour
     manifest["context_words"] = len(source.words)
     path, parts = folder / "manifest.json", Parts(folder / ".parts")
     stages = _dataset_stages(args, source)
-    if is_finished(path, manifest, _read_manifest(path), args.overwrite):
+    if is_finished(args, path, manifest):
         drop_parts(parts.folder)
         stages = []
     names = [f"{split}.csv" for split in SPLITS] + [f"{stage.name}.npy" for stage in stages]
-    names += [f"{split}_{source.name}_features.pkl" for split in SPLITS] + ["manifest.json"]
+    names += ["manifest.json"]
     return Job(
         title=source.name,
         parts=parts,
@@ -505,7 +540,8 @@ def _image_stage(args: argparse.Namespace, source: DatasetSource, split: str) ->
 
     annotation, shards = source.annotations[split], source.shards[split]
     relative = functools.partial(relative_image_path, source.dataset)
-    items, item_of_row = share_items([relative(path) for path in annotation.image_paths])
+    spell = relative if shards else str  # shards may spell a path otherwise than the annotation
+    items, item_of_row = share_items([spell(path) for path in annotation.image_paths])
     fingerprint = {
         "annotation": annotation.sha256,
         "limit": args.limit,
@@ -525,11 +561,12 @@ def _image_stage(args: argparse.Namespace, source: DatasetSource, split: str) ->
     if not shards:
         return stage
     rows = zip(annotation.image_paths, annotation.texts, annotation.instances, strict=True)
+    units = _shard_units(shards, together=split == "query")
     return replace(
         stage,
         encode=encode_shards,
-        units=_shard_units(shards, together=split == "query"),
-        fingerprint=fingerprint | {"shards": _sizes(shards)},
+        units=units,
+        fingerprint=fingerprint | {"shards": _sizes(units)},
         locate=None,
         samples=index_samples(rows, item_of_row, relative),
         whole=args.limit is None,
@@ -545,8 +582,9 @@ def _shard_units(shards: list[Path], together: bool) -> list:
     return [Unit(shard.stem.replace("+", "-"), shards=(shard,)) for shard in shards]
 
 
-def _sizes(shards: list[Path]) -> dict[str, int]:
-    return {shard.name: shard.stat().st_size for shard in shards}
+def _sizes(units: list[Unit]) -> dict[str, list[int]]:
+    """The bytes of the shards of every unit."""
+    return {unit.name: [shard.stat().st_size for shard in unit.shards] for unit in units}
 
 
 def finish_dataset(
@@ -583,7 +621,8 @@ def export_dataset(args: argparse.Namespace, source: DatasetSource) -> None:
     """Write the reference's pickles beside finished features."""
     from utils_extraction import write_reference_dataset
 
-    written = write_reference_dataset(dataset_folder(args, source.name), source.name)
+    folder = dataset_folder(args, source.name)
+    written = write_reference_dataset(folder, source.name, source.dataset.name)
     print("the reference's files:", *written)
 
 
@@ -637,14 +676,14 @@ def plan_corpora(args: argparse.Namespace, encoder: Encoder, corpora: dict[Path,
         manifest["sources"] = {path.name: sha256_file(path)}
         manifest["counts"], manifest["skipped"] = {"prompts": len(prompts)}, []
         stored = folder / f"{path.stem}.json"
-        if is_finished(stored, manifest, _read_manifest(stored), args.overwrite):
+        if is_finished(args, stored, manifest):
             continue
         items, item_of_row = share_items(prompts)
         units = cut_ranges(len(items), args.part_rows)
         prints = {"corpus": manifest["sources"][path.name]}
         stages.append(Stage(path.stem, encode_texts, units, items, item_of_row, path, prints))
         manifests[path.stem] = manifest
-        outputs += [folder / f"{path.stem}.{suffix}" for suffix in ("csv", "npy", "pkl", "json")]
+        outputs += [folder / f"{path.stem}.{suffix}" for suffix in ("csv", "npy", "json")]
     parts = Parts(folder / ".parts")
     return Job(
         title="corpus",
@@ -692,13 +731,18 @@ def export_corpora(args: argparse.Namespace, corpora: dict[Path, list[str]]) -> 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images of the user's: files below a folder, or shards; with captions, those they name."""
+    """Images of the user's: files below a folder, or shards; with captions, those they name.
+
+    sources: hashes of the images' names and sizes and of the captions, for the manifest; prints:
+    those that may not change while a run is unfinished, which leave the sizes out.
+    """
 
     root: Path
     files: list[str]
     shards: list[Path]
     captions: list[tuple[str, str]]
     sources: dict[str, str]
+    prints: dict[str, str]
 
 
 def read_images(args: argparse.Namespace) -> ImageSource:
@@ -712,19 +756,30 @@ def read_images(args: argparse.Namespace) -> ImageSource:
         raise UserError(
             f"--images {root} holds neither images ({', '.join(IMAGE_SUFFIXES)}) nor tar shards"
         )
-    listing = [f"{path}\t{(root / path).stat().st_size}" for path in files]
-    listing += [f"{shard.name}\t{shard.stat().st_size}" for shard in shards]
-    sources = {"images": hashlib.sha256("\n".join(listing).encode()).hexdigest()}
+    names = [*files, *(shard.relative_to(root).as_posix() for shard in shards)]
+    sizes = [(root / name).stat().st_size for name in names]
+    listing = [f"{name}\t{size}" for name, size in zip(names, sizes, strict=True)]
+    sources, prints = {"images": _hash_lines(listing)}, {"images": _hash_lines(names)}
     captions = []
     if args.captions:
         captions = read_captions(args.captions)
-        sources["captions"] = sha256_file(args.captions)
-    return ImageSource(root, files, shards, captions, sources)
+        sources["captions"] = prints["captions"] = sha256_file(args.captions)
+    return ImageSource(root, files, shards, captions, sources, prints)
+
+
+def _hash_lines(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _list_images(root: Path) -> list[str]:
-    paths = root.rglob("*")
-    return [p.relative_to(root).as_posix() for p in paths if p.suffix.lower() in IMAGE_SUFFIXES]
+    found = (p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    names = [path.relative_to(root).as_posix() for path in found]
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"--images {root}: {name!a} is not UTF-8; rename the file") from None
+    return names
 
 
 def read_captions(path: Path) -> list[tuple[str, str]]:
@@ -785,9 +840,7 @@ def plan_synthetic(args: argparse.Namespace, encoder: Encoder, source: ImageSour
     else:
         images = replace(images, units=cut_ranges(len(paths), args.part_rows))
     units = cut_ranges(len(texts), args.part_rows)
-    captions = Stage(
-        "texts", encode_texts, units, texts, text_of_row, args.captions, source.sources
-    )
+    captions = Stage("texts", encode_texts, units, texts, text_of_row, args.captions, source.prints)
     return _plan_asset(args, encoder, source, path, [images, captions])
 
 
@@ -803,7 +856,8 @@ def _loose_image_stage(args: argparse.Namespace, source: ImageSource) -> Stage:
             for i, unit in enumerate(_shard_units(source.shards, together=False))
         ]
         nothing = np.empty(0, np.int64)
-        return Stage("images", encode_shards, units, None, nothing, source.root, source.sources)
+        prints = source.prints | {"shards": _sizes(units)}
+        return Stage("images", encode_shards, units, None, nothing, source.root, prints)
     units = cut_ranges(len(source.files), args.part_rows)
     return Stage(
         name="images",
@@ -812,7 +866,7 @@ def _loose_image_stage(args: argparse.Namespace, source: ImageSource) -> Stage:
         items=source.files,
         item_of_row=np.arange(len(source.files)),
         table=source.root,
-        fingerprint=source.sources,
+        fingerprint=source.prints,
         locate=functools.partial(_below, source.root),
     )
 
@@ -828,7 +882,7 @@ def _plan_asset(
 
     manifest = _manifest(args, encoder, args.kind, path.stem) | {"sources": source.sources}
     parts = Parts(path.parent / f".{path.stem}.parts")
-    if is_finished(path, manifest, _read_asset_manifest(path), args.overwrite):
+    if is_finished(args, path, manifest, _read_asset_manifest):
         drop_parts(parts.folder)
         stages = []
     finish = {"mean": finish_mean, "synthetic": finish_synthetic}[args.kind]
@@ -842,11 +896,9 @@ def _plan_asset(
     )
 
 
-def _read_asset_manifest(path: Path) -> dict | None:
+def _read_asset_manifest(path: Path) -> dict:
     import numpy as np
 
-    if not path.exists():
-        return None
     try:
         with np.load(path, allow_pickle=False) as content:
             return json.loads(str(content["manifest"]))
@@ -937,7 +989,7 @@ def _convert_dataset(args: argparse.Namespace) -> None:
     manifest = _pickle_manifest(args, "dataset", name, pickles)
     folder = dataset_folder(args, name)
     stored = folder / "manifest.json"
-    if is_finished(stored, manifest, _read_manifest(stored), args.overwrite):
+    if is_finished(args, stored, manifest):
         return
     features = load_reference_features(args.from_pkl, args.backbone, name)
     tables = {"query": features.queries, "database": read_database_table(features)}
@@ -956,6 +1008,7 @@ def _convert_dataset(args: argparse.Namespace) -> None:
             if array is not None:
                 np.save(staging / f"{key}.npy", array)
             else:
+                (folder / "manifest.json").unlink(missing_ok=True)
                 (folder / f"{key}.npy").unlink(missing_ok=True)
         write_json(staging / "manifest.json", manifest)
     counts = ", ".join(f"{count} {split}" for split, count in manifest["counts"].items())
@@ -967,7 +1020,7 @@ def _convert_corpora(args: argparse.Namespace) -> None:
 
     from utils import write_json
     from utils_extraction import publishing, write_table
-    from utils_storage import features_folder, load_pickle
+    from utils_storage import features_folder, load_pickle, read_rows
 
     source = features_folder(args.from_pkl, args.backbone, "corpus")
     paths = sorted(source.glob("*.pkl"))
@@ -977,11 +1030,11 @@ def _convert_corpora(args: argparse.Namespace) -> None:
     for path in paths:
         manifest = _pickle_manifest(args, "corpus", path.stem, [path])
         stored = folder / f"{path.stem}.json"
-        if is_finished(stored, manifest, _read_manifest(stored), args.overwrite):
+        if is_finished(args, stored, manifest):
             continue
         content = load_pickle(path)
-        prompts, features = content.get("prompts"), _feature_rows(content.get("feats"), path)
-        if prompts is None or len(prompts) != len(features):
+        prompts, features = content.get("prompts"), read_rows(content, "feats", path)
+        if not isinstance(prompts, (list, tuple)) or len(prompts) != len(features):
             raise UserError(f"{path}: no prompt for each of its {len(features)} rows of features")
         manifest["counts"] = {"prompts": len(prompts)}
         with publishing(folder / ".from_pkl", folder, stored.name) as staging:
@@ -989,16 +1042,6 @@ def _convert_corpora(args: argparse.Namespace) -> None:
             np.save(staging / f"{path.stem}.npy", features)
             write_json(staging / stored.name, manifest)
         print(f"{path.stem}: {len(prompts)} prompts turned into native files: {folder}")
-
-
-def _feature_rows(array: object, path: Path):
-    """Features (n, D) float32 of a pickle, from numpy or torch."""
-    import numpy as np
-
-    rows = np.asarray(array)
-    if rows.ndim != 2 or rows.dtype.kind != "f":
-        raise UserError(f"{path}: 'feats' is not an array of feature rows")
-    return rows.astype(np.float32, copy=False)
 
 
 # ---------------------------------------------------------------------------------------------

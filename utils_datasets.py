@@ -166,6 +166,8 @@ def _check_row(row: list[str], where: str, split: str) -> None:
         )
     if tuple(row) == COLUMNS:
         raise UserError(f"{where}: the file takes no header line; remove it")
+    if "\r" in "".join(row):
+        raise UserError(f"{where}: a carriage return inside a value; remove it")
     image_path, text, instance = row
     if not image_path or not instance:
         raise UserError(f"{where}: the image path and the instance must not be empty ({columns})")
@@ -208,7 +210,12 @@ def list_shards(dataset: Dataset, split: str) -> list[Path]:
     folder = dataset.root / "webdataset" / split
     pattern = re.compile(rf"{split}-(\d+)\.tar")
     files = folder.iterdir() if folder.is_dir() else ()
-    shards = {int(match[1]): path for path in files if (match := pattern.fullmatch(path.name))}
+    shards: dict[int, Path] = {}
+    for path in sorted(files):
+        if match := pattern.fullmatch(path.name):
+            if int(match[1]) in shards:
+                raise UserError(f"{path} and {shards[int(match[1])]} have one number; remove one")
+            shards[int(match[1])] = path
     if not shards:
         raise UserError(f"no {split}-NNNNNN.tar in {folder}; {_advice(dataset.name)}")
     first = min(1, *shards)  # numbering starts at 0 or 1
@@ -273,9 +280,9 @@ def _read_places(shard: Path) -> Iterator[tuple[str, int, int]]:
             folder, _, name = member.name.rpartition("/")
             stem, _, extension = name.partition(".")  # as webdataset splits a member's name
             key = (folder, stem)
-            if extension.lower() == "json":
+            if extension.lower().rpartition(".")[2] == "json":
                 paths[key] = json.load(tar.extractfile(member))["img_path"]
-            elif f".{extension.lower()}" in IMAGE_SUFFIXES:
+            elif f".{extension.lower().rpartition('.')[2]}" in IMAGE_SUFFIXES:
                 places[key] = (member.offset_data, member.size)
     for key, image_path in paths.items():
         if key in places:

@@ -2,13 +2,13 @@
 
 A job has stages (the images of a split, its texts, ...); a stage is cut into units: fixed ranges of
 its distinct images or texts, or a shard. What is encoded is kept in part files, at most one unit's
-work (in shards: one batch) behind. Batches are cut from the units, never across them, so that a
-row's arithmetic does not depend on who computes it, or when; the finished files are put together
-from the parts, and the manifest is written last.
+work (in shards: one batch a worker) behind. Batches are cut from the units, never across them, so
+that a row's arithmetic does not depend on who computes it, or when; the finished files are put
+together from the parts, and the manifest is written last.
 
     PARTS/run.json                     what may not change between two runs
     PARTS/todo.json                    the units that this launch's ranks deal among themselves
-    PARTS/STAGE/UNIT.npz               a finished unit; before it, for shards, UNIT-BATCH.npz
+    PARTS/STAGE/UNIT.npz               a finished unit; before it, for shards, UNIT+BATCH.npz
     PARTS/ranks/RANK.json              signs of life of the ranks
 """
 
@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from utils import UserError, atomic_path, read_json, write_json
-from utils_datasets import IMAGE_SUFFIXES
+from utils_datasets import IMAGE_SUFFIXES, Dataset, relative_image_path
 from utils_features import BadImage, decode_image
 
 if TYPE_CHECKING:
@@ -168,7 +168,8 @@ class Stage:
 
     name: of its folder of parts and of its array; encode: the function that encodes its units;
     items: in order of first appearance; item_of_row: (rows,) int64; table: the file the rows come
-    from; fingerprint: what its parts depend on. Items are None where only the shards know them.
+    from; fingerprint: what its parts depend on, with the sizes of each unit's shards under
+    "shards". Items are None where only the shards know them.
     """
 
     name: str
@@ -207,10 +208,9 @@ def cut_ranges(count: int, size: int) -> list[Unit]:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a job is run. batch: images or texts; part_rows: rows of a unit; timeout: seconds."""
+    """How a job is run. batch: images or texts; timeout: seconds."""
 
     batch: int
-    part_rows: int
     workers: int
     skip_bad: bool
     overwrite: bool
@@ -297,11 +297,21 @@ class Parts:
                     values = content["features"] if features else np.empty(0)
                     part = Part(content["ids"], values, notes["bad"], content["covered"])
                     part.unmatched = notes["unmatched"]
+            except OSError:
+                raise
             except Exception as error:  # a disk that lost bytes: zip, header and JSON errors
+                self.drop(stage, path.stem.partition("+")[0])
                 raise UserError(
-                    f"{path} is damaged ({error}); delete it and run the same command again"
+                    f"{path} is damaged ({error}); it was removed with its unit, which the same "
+                    "command encodes again"
                 ) from None
             yield part
+
+    def drop(self, stage: Stage, unit: str) -> None:
+        """Remove the parts of a unit."""
+        for name in self.names(stage):
+            if name.partition("+")[0] == unit:
+                (self.folder / stage.name / f"{name}.npz").unlink(missing_ok=True)
 
 
 def _is_part(name: str) -> bool:
@@ -310,7 +320,8 @@ def _is_part(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the parts of a stage say. keep: bool (rows,), the rows that have features.
+    """What the parts of a stage say. keep: bool (rows,), the rows that have features (without a
+    table of rows, the images that have).
 
     skipped: {"row" (from 1), "image_path", "cause"} of the others; unmatched: samples of no row.
     """
@@ -326,9 +337,18 @@ def summarise(stage: Stage, parts: Parts, skip_bad: bool) -> Summary:
     Raises UserError for a row without a sample, and for a bad image unless those are skipped.
     """
     if stage.items is None:
-        bad = [entry for part in parts.read(stage, features=False) for entry in part.bad]
+        bad, count = [], 0
+        for part in parts.read(stage, features=False):
+            bad += part.bad
+            count += len(part.ids)
+        if bad and not skip_bad:
+            _, name, cause = bad[0]
+            raise UserError(
+                f"{name}: {cause}; mend it and start afresh with --overwrite, or leave it out with "
+                "--on_bad_image skip"
+            )
         skipped = [{"row": None, "image_path": name, "cause": cause} for _, name, cause in bad]
-        return Summary(np.ones(0, bool), skipped, 0)
+        return Summary(np.ones(count, bool), skipped, 0)
     good = np.zeros(len(stage.items), bool)
     covered = np.full(stage.rows, stage.samples is None)
     causes: dict[int, str] = {}
@@ -504,27 +524,33 @@ def read_samples(shards: Sequence[Path], need_json: bool) -> Iterator[Sample]:
         try:
             for content in tarfile_samples([{"url": str(shard)}]):
                 yield _parse_sample(content, shard, need_json)
-        except (UserError, GeneratorExit):
+        except UserError:
             raise
         except Exception as error:  # tarfile, the disk and webdataset each raise their own
             reason = str(error.args[0]) if error.args else type(error).__name__
+            reason = getattr(error, "strerror", None) or reason
             raise UserError(f"{shard} cannot be read ({reason}); fetch it again") from None
 
 
 def _parse_sample(content: dict, shard: Path, need_json: bool) -> Sample:
     key = content["__key__"]
-    members = {name.rpartition(".")[2]: name for name in content if not name.startswith("__")}
-    images = [name for suffix, name in members.items() if f".{suffix}" in IMAGE_SUFFIXES]
-    if len(images) > 1:
-        raise UserError(f"{shard}: the sample {key} has {len(images)} images ({', '.join(images)})")
+    members = [name for name in content if not name.startswith("__")]
+    images = [name for name in members if f".{_suffix(name)}" in IMAGE_SUFFIXES]
+    labels = [name for name in members if _suffix(name) == "json"]
+    for kind, names in (("images", images), ("json members", labels)):
+        if len(names) > 1:
+            raise UserError(
+                f"{shard}: the sample {key} has {len(names)} {kind} ({', '.join(names)}); a name "
+                "belongs to the sample that it shares all before its first dot with"
+            )
     data = content[images[0]] if images else None
     name = f"{key}.{images[0]}" if images else key
     if not need_json:
         return Sample(f"{shard.name}:{name}", data, name)
-    if "json" not in members:
+    if not labels:
         raise UserError(f"{shard}: the sample {key} has no json member")
     try:
-        label = json.loads(content[members["json"]])
+        label = json.loads(content[labels[0]])
         path, instance = str(label["img_path"]), str(label["instance"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -532,6 +558,10 @@ def _parse_sample(content: dict, shard: Path, need_json: bool) -> Sample:
             f"instance ({type(error).__name__}: {error})"
         ) from None
     return Sample(f"{shard.name}:{name}", data, path, str(label.get("text") or ""), instance)
+
+
+def _suffix(member: str) -> str:
+    return member.rpartition(".")[2]
 
 
 class ShardChunks(IterableDataset):
@@ -566,7 +596,7 @@ class ShardChunks(IterableDataset):
         done = self.done.get(unit.name, set())
         chunk, seen = Chunk(unit), set()
         for sample in read_samples(unit.shards, need_json=_has_labels(self.samples)):
-            item = self._take(sample, chunk, len(seen))
+            item = self._take(sample, chunk, len(seen), done)
             if item is None or item in seen:
                 continue
             chunk.batch = len(seen) // self.batch
@@ -583,7 +613,7 @@ class ShardChunks(IterableDataset):
         chunk.full = chunk.last = True
         yield _close(chunk)
 
-    def _take(self, sample: Sample, chunk: Chunk, count: int) -> int | None:
+    def _take(self, sample: Sample, chunk: Chunk, count: int, done: set[int]) -> int | None:
         """The item that a sample shows, its rows noted; None if it has no image or no row."""
         if self.samples is None:
             return None if sample.data is None else count
@@ -591,7 +621,7 @@ class ShardChunks(IterableDataset):
         if sample.data is None:
             return None
         if not len(rows):
-            chunk.unmatched += 1
+            chunk.unmatched += count // self.batch not in done  # else its part has counted it
             return None
         chunk.covered.extend(rows.tolist())
         return int(self.samples.item_of_row[rows[0]])
@@ -608,12 +638,13 @@ def _has_labels(samples: SampleIndex | None) -> bool:
 
 @dataclass
 class Clock:
-    """Seconds by activity, and images encoded."""
+    """Seconds by activity, images encoded, and the rows of each stage that is finished."""
 
     seconds: dict[str, float] = field(
         default_factory=lambda: {"waiting for data": 0.0, "encoding": 0.0, "writing": 0.0}
     )
     images: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
     image_seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
@@ -741,8 +772,8 @@ def _check_chunk(stage: Stage, chunk: Chunk, run: Extraction) -> None:
         item, name, cause = chunk.bad[0]
         place = f" ({stage.table}, row {stage.first_row(item) + 1})" if stage.items else ""
         raise UserError(
-            f"{name}{place}: {cause}; mend it and run the same command again, or leave such "
-            "images out with --on_bad_image skip"
+            f"{name}{place}: {cause}; mend the image and run the same command again, or leave "
+            "such images out with --on_bad_image skip"
         )
 
 
@@ -822,13 +853,13 @@ def run_job(job: Job, encoder: Encoder, settings: Settings, ranks: Ranks) -> Clo
     run = Extraction(
         encoder, job.parts, settings, Clock(), quiet=ranks.rank > 0, alone=ranks.world == 1
     )
-    with _in_plain_words():
+    with in_plain_words():
         if ranks.world > 1:
             return _run_among_ranks(job, run, ranks)
         with _lock(job.parts.folder):
             _prepare(job, settings)
             _encode_share(job, run, ranks)
-            _finish(job, settings)
+            _finish(job, settings, run.clock)
         return run.clock
 
 
@@ -836,45 +867,50 @@ def _run_among_ranks(job: Job, run: Extraction, ranks: Ranks) -> Clock | None:
     """One of several ranks' share: rank 0 prepares, all encode, rank 0 waits and finishes."""
     folder, settings = job.parts.folder / "ranks", run.settings
     others = [0] if ranks.rank else range(1, ranks.world)
-    watches = [Watch(folder, rank, settings.timeout) for rank in others]
-    beat = Beat(folder, ranks.rank)
-    try:
-        if ranks.rank:
-            _wait(watches, ("ready", "encoded"))
-            _encode_share(job, run, ranks)
-            beat.say("encoded")
-            return None
-        with _lock(job.parts.folder):
+    # Rank 0 shows no sign before it has the lock: another launch's would be taken for it.
+    with contextlib.nullcontext() if ranks.rank else _lock(job.parts.folder):
+        watches = [Watch(folder, rank, settings.timeout) for rank in others]
+        beat = Beat(folder, ranks.rank)
+        try:
+            if ranks.rank:
+                _wait(watches, ("ready", "encoded"))
+                _encode_share(job, run, ranks)
+                beat.say("encoded")
+                return None
             _prepare(job, settings)
             beat.say("ready")
             _encode_share(job, run, ranks)
             _wait(watches, ("encoded",))
             beat.say("encoded")
             beat.stop()
-            _finish(job, settings)
-        return run.clock
-    except BaseException as error:
-        beat.say("failed", str(error) or type(error).__name__)
-        raise
-    finally:
-        beat.stop()
+            _finish(job, settings, run.clock)
+            return run.clock
+        except BaseException as error:
+            beat.say("failed", str(error) or type(error).__name__)
+            raise
+        finally:
+            beat.stop()
 
 
 @contextlib.contextmanager
-def _in_plain_words() -> Iterator[None]:
+def in_plain_words() -> Iterator[None]:
     """Turn what a machine's limits raise into a line for the user; the parts done are safe."""
     safe = "what is done is safe, and the same command continues"
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(
-            f"the GPU's memory does not hold a batch ({str(error).splitlines()[0]}); start afresh "
-            "with a smaller --batch and --overwrite"
+            f"the GPU's memory does not hold the model and a batch ({str(error).splitlines()[0]}); "
+            "start afresh with a smaller --batch and --overwrite"
         ) from error
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         raise UserError(f"{name}{error.strerror or error}; {safe}") from error
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            raise UserError(
+                "no memory for a batch; start afresh with a smaller --batch and --overwrite"
+            ) from error
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
@@ -915,8 +951,10 @@ def _prepare(job: Job, settings: Settings) -> None:
     stages = {stage.name: stage.fingerprint for stage in job.stages}
     if "identity" in before:
         _refuse_change(folder, before["identity"], job.identity)
-    for name in before["stages"].keys() & stages.keys():
-        _refuse_change(folder, before["stages"][name], stages[name])
+    for stage in job.stages:
+        if stage.name in before["stages"]:
+            _refuse_change(folder, before["stages"][stage.name], stage.fingerprint)
+            _drop_changed(job.parts, stage, before["stages"][stage.name].get("shards", {}))
     write_json(folder / "run.json", {"identity": job.identity, "stages": before["stages"] | stages})
     todo = {stage.name: [u.name for u in job.parts.missing(stage)] for stage in job.stages}
     write_json(folder / "todo.json", todo)
@@ -929,13 +967,20 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _drop_changed(parts: Parts, stage: Stage, before: dict) -> None:
+    """Drop the parts of units whose shards have other sizes now: mended or fetched again."""
+    for unit, sizes in stage.fingerprint.get("shards", {}).items():
+        if before.get(unit, sizes) != sizes:
+            parts.drop(stage, unit)
+            print(f"{stage.name}: the shards of {unit} have changed; encoding them again")
+
+
 def _refuse_change(folder: Path, before: dict, now: dict) -> None:
-    """Raise UserError if two fingerprints differ; shards may have been added."""
+    """Raise UserError if two fingerprints differ in more than their shards."""
     before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
-    added = before.get("shards") and before["shards"].items() <= (now.get("shards") or {}).items()
-    for key in sorted(before.keys() | now.keys(), key=lambda key: (key == "shards", key)):
+    for key in sorted((before.keys() | now.keys()) - {"shards"}):
         old, new = before.get(key), now.get(key)
-        if old == new or (key == "shards" and added):
+        if old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             key, old, new = next(
@@ -965,7 +1010,7 @@ def _wait(watches: list[Watch], states: tuple[str, ...]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _finish(job: Job, settings: Settings) -> None:
+def _finish(job: Job, settings: Settings, clock: Clock) -> None:
     """Write the finished files, report what was left out, and drop the parts."""
     missing = [unit for stage in job.stages for unit in job.parts.missing(stage)]
     if missing:
@@ -976,7 +1021,9 @@ def _finish(job: Job, settings: Settings) -> None:
         if stage.encode is not encode_texts
     }
     job.finish(summaries)
+    clock.rows = {stage.name: stage.rows for stage in job.stages}
     for name, summary in summaries.items():
+        clock.rows[name] = int(summary.keep.sum())
         _report(name, summary)
     drop_parts(job.parts.folder)
 
@@ -1096,8 +1143,11 @@ def read_table(path: Path) -> list[list[str]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def write_reference_dataset(folder: Path, name: str) -> list[Path]:
-    """Write the reference's two pickles of a data set from the native files beside them."""
+def write_reference_dataset(folder: Path, name: str, dataset: str) -> list[Path]:
+    """Write the reference's two pickles of a data set from the native files beside them.
+
+    name: what the features go by; dataset: the folder of the images.
+    """
     written = []
     for split in ("query", "database"):
         image_paths, texts, instances = read_table(folder / f"{split}.csv")
@@ -1105,7 +1155,7 @@ def write_reference_dataset(folder: Path, name: str) -> list[Path]:
         if split == "query":
             content["text_feats"] = np.load(folder / "query_text.npy")
             content["context_text_feats"] = np.load(folder / "query_context_text.npy")
-        paths = [reference_path(name, path) for path in image_paths]
+        paths = [reference_path(dataset, path) for path in image_paths]
         content |= {"paths": paths, "instances": instances, "texts": texts}
         if split == "database":
             content["text_feats"] = None
@@ -1129,4 +1179,4 @@ def reference_path(name: str, image_path: str) -> str:
 
 def native_path(name: str, image_path: str) -> str:
     """An image path of the reference's, relative to the data set's folder."""
-    return image_path.removeprefix("./").removeprefix("data/").removeprefix(f"{name}/")
+    return relative_image_path(Dataset(name, Path(name)), image_path)

@@ -548,12 +548,13 @@ def load_encoder(backbone: str, device: torch.device, precision: str = "fp32") -
     spec = find_backbone(backbone)
     model, transform, tokenizer = _load_model(backbone, spec)
     config = open_clip.get_model_config(spec.model)
+    identity = _identify(spec, model, config, tokenizer)  # hashes the weights, still on the CPU
     height, width = _as_pair(model.visual.image_size)
     return Encoder(
         model=model.eval().to(device=device, memory_format=torch.channels_last),
         tokenizer=tokenizer,
         preprocess=make_preprocess(transform),
-        identity=_identify(spec, model, config, tokenizer),
+        identity=identity,
         device=device,
         precision=precision,
         dim=config["embed_dim"],

@@ -101,7 +101,7 @@ def _read_npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
     return read(file)
 
 
-def _pickled(content: dict, key: str, path: Path) -> np.ndarray:
+def read_rows(content: dict, key: str, path: Path) -> np.ndarray:
     """One 2-d array of a reference pickle, from numpy or torch, as float32."""
     value = content.get(key)
     if value is None:
@@ -188,10 +188,14 @@ class MappedRows:
 
 
 class ArrayRows:
-    """Rows of an array in memory (a reference pickle), with the interface of MappedRows."""
+    """Rows of an array in memory (a reference pickle), with the interface of MappedRows.
 
-    def __init__(self, path: Path, array: np.ndarray):
+    image_paths: those of the rows, as the pickle has them.
+    """
+
+    def __init__(self, path: Path, array: np.ndarray, image_paths: pd.Series):
         self.path, self.shape, self.dtype = path, array.shape, array.dtype
+        self.image_paths = image_paths
         self._array = array
 
     def read(self, rows: slice | np.ndarray) -> np.ndarray:
@@ -295,15 +299,17 @@ def _load_native(folder: Path) -> dict:
 def _load_reference(query_path: Path, database_path: Path) -> dict:
     query, database = load_pickle(query_path), load_pickle(database_path)
     has_context = query.get("context_text_feats") is not None
+    table = _pickled_table(database, database_path)
+    rows = read_rows(database, "image_feats", database_path)
     return {
         "queries": _pickled_table(query, query_path),
-        "labels": _pickled_table(database, database_path)[["text", "instance"]].astype("category"),
-        "query_image": _pickled(query, "image_feats", query_path),
-        "query_text": _pickled(query, "text_feats", query_path),
+        "labels": table[["text", "instance"]].astype("category"),
+        "query_image": read_rows(query, "image_feats", query_path),
+        "query_text": read_rows(query, "text_feats", query_path),
         "query_context_text": (
-            _pickled(query, "context_text_feats", query_path) if has_context else None
+            read_rows(query, "context_text_feats", query_path) if has_context else None
         ),
-        "database": ArrayRows(database_path, _pickled(database, "image_feats", database_path)),
+        "database": ArrayRows(database_path, rows, table["image_path"]),
         "source": query_path,
         "manifest": None,
     }
@@ -339,10 +345,10 @@ def _read_table(path: Path, columns: list[str], dtype: str) -> pd.DataFrame:
 
 def read_database_table(features: Features) -> pd.DataFrame:
     """The database's str columns image_path, text, instance: large, so read only when asked for."""
-    path = features.database.path
     if isinstance(features.database, ArrayRows):
-        return _pickled_table(load_pickle(path), path)
-    return _read_table(path.with_name("database.csv"), LABELS, "str")
+        labels = features.labels.astype("str").assign(image_path=features.database.image_paths)
+        return labels[LABELS]
+    return _read_table(features.database.path.with_name("database.csv"), LABELS, "str")
 
 
 def _read_array(path: Path) -> np.ndarray:
@@ -421,7 +427,7 @@ def load_corpus(features_dir: str | Path, backbone: str, corpus: str) -> Asset:
         return Asset({"feats": _read_array(native)}, manifest, read_json(manifest))
     if reference.exists():
         return Asset(
-            {"feats": _pickled(load_pickle(reference), "feats", reference)}, reference, None
+            {"feats": read_rows(load_pickle(reference), "feats", reference)}, reference, None
         )
     known = {path.stem for path in folder.glob("*.pkl")} | {p.stem for p in folder.glob("*.json")}
     raise UserError(
@@ -438,7 +444,7 @@ def load_mean(data_dir: str | Path, backbone: str) -> Asset:
     if native.exists():
         return _load_npz(native, ["mean"])
     if reference.exists():
-        mean = _pickled(load_pickle(reference), "laion_1m_mean", reference)
+        mean = read_rows(load_pickle(reference), "laion_1m_mean", reference)
         return Asset({"mean": mean}, reference, None)
     raise UserError(
         f"no image mean for {backbone}: neither {native} nor {reference}; fetch it with "
@@ -459,7 +465,7 @@ def load_synthetic(synthetic_dir: str | Path | None, backbone: str) -> Asset:
         return _load_npz(native, names)
     if reference.exists():
         content = load_pickle(reference)
-        return Asset({n: _pickled(content, n, reference) for n in names}, reference, None)
+        return Asset({n: read_rows(content, n, reference) for n in names}, reference, None)
     raise UserError(
         f"no normalisation features for {backbone}: neither {native} nor {reference}; fetch them "
         "with python3 data/download.py synthetic_data, or make your own with python3 "

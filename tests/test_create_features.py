@@ -31,6 +31,7 @@ from extraction_world import (
 
 import create_features
 from utils import UserError
+from utils_extraction import native_path, reference_path
 from utils_features import load_encoder
 from utils_storage import (
     load_features,
@@ -284,6 +285,77 @@ def test_pickles_replace_what_was_there(tmp_path):
     assert load_features(tmp_path / "made", "clip", "icir").query_context_text is None
 
 
+def test_a_folder_named_as_the_data_set(tmp_path, small_clip, monkeypatch):
+    """ROOT/shop/a.jpg and ROOT/a.jpg are two images of the data set `shop`."""
+    root = tmp_path / "data" / "shop"
+    (root / "shop").mkdir(parents=True)
+    make_world(tmp_path / "corpora_of")
+    draw_image(1).save(root / "a.jpg")
+    draw_image(2).save(root / "shop" / "a.jpg")
+    for split in ("query", "database"):
+        write_rows(root / f"{split}_files.csv", [("shop/a.jpg", "x", "i"), ("./a.jpg", "x", "i")])
+    monkeypatch.chdir(tmp_path)
+    flags = ("--workers", "0", "--corpora_dir", "corpora_of/corpora")
+    create_features.main(arguments(small_clip, *flags)[1:])
+    features = np.load(output_folder(tmp_path, small_clip, "features") / "database_image.npy")
+    assert np.abs(features[0] - features[1]).max() > 0.01
+
+
+def test_skipped_images_are_not_passed_off_as_finished(tmp_path, small_clip, monkeypatch, capsys):
+    world = make_world(tmp_path)
+    (world / "data" / "shop" / "database" / "d3.jpg").write_bytes(b"no image")
+    monkeypatch.chdir(world)
+    flags = ("--workers", "0")
+    create_features.main(arguments(small_clip, *flags, "--on_bad_image", "skip")[1:])
+    assert "98 database_image rows in" in capsys.readouterr().out  # d3 stands in two of 100
+    with pytest.raises(UserError, match=r"finished without 2 images, the first database/d3\.jpg"):
+        create_features.main(arguments(small_clip, *flags)[1:])
+    create_features.main(arguments(small_clip, *flags, "--on_bad_image", "skip")[1:])
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_an_image_mended_between_two_runs_of_the_mean(tmp_path, small_clip, monkeypatch):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(6):
+        draw_image(number).save(tree / f"{number}.png")
+    good = (tree / "4.png").read_bytes()
+    (tree / "4.png").write_bytes(good[:50])
+    monkeypatch.chdir(tmp_path)
+    flags = ("--images", "tree", "--workers", "0", "--part_rows", "2")
+    command = arguments(small_clip, *flags, dataset="mean")[1:]
+    with pytest.raises(UserError, match=r"4\.png .*mend the image and run the same command again"):
+        create_features.main(command)
+    (tree / "4.png").write_bytes(good)
+    create_features.main(command)
+    assert load_mean(tmp_path / "data", f"local-dir:{small_clip}").manifest["counts"] == {
+        "images": 6
+    }
+
+
+def test_overwrite_replaces_what_cannot_be_read(tmp_path, small_clip, monkeypatch):
+    world = make_world(tmp_path)
+    monkeypatch.chdir(world)
+    folder = output_folder(world, small_clip, "features")
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{")
+    theirs = folder / "query_shop_features.pkl"
+    theirs.write_bytes(b"the user's own")
+    command = arguments(small_clip, "--workers", "0")[1:]
+    with pytest.raises(UserError, match=r"manifest\.json is not valid JSON"):
+        create_features.main(command)
+    create_features.main([*command, "--overwrite"])
+    assert json.loads((folder / "manifest.json").read_text())["kind"] == "dataset"
+    assert theirs.read_bytes() == b"the user's own"
+
+
+def test_paths_of_the_reference():
+    assert reference_path("icir", "query/mug/0.jpg") == "./data/icir/query/mug/0.jpg"
+    for path in ("./data/icir/query/0.jpg", "data/icir/query/0.jpg", "icir/query/0.jpg"):
+        assert native_path("icir", path) == "query/0.jpg"
+    assert reference_path("icir", "data/a.jpg") == "./data/icir/data/a.jpg"
+
+
 # ---------------------------------------------------------------------------------------------
 # A line for every mistake
 # ---------------------------------------------------------------------------------------------
@@ -306,6 +378,17 @@ MISTAKES = {
     "no corpora": (("--corpora_dir", "data/shop/query"), "corpus", "no corpus (*.csv) in data/"),
     "no subjects": (("--corpora_dir", "data"), "shop", "no data/generic_subjects.csv"),
     "two columns": (("--corpora_dir", "bad"), "corpus", "bad/c.csv, row 2: 2 columns"),
+    "shards alone": (
+        (),
+        "sharded",
+        "holds its images in shards, not in folders: add --icir_source",
+    ),
+    "features in a file": (
+        ("--features_dir", "corpora/generic_styles.csv"),
+        "shop",
+        "not a folder",
+    ),
+    "a carriage return": ((), "return", "query_files.csv, row 1: a carriage return inside a value"),
     "no shards": (("--icir_source", "wds"), "bare", "no query-NNNNNN.tar in"),
     "wrong columns": ((), "torn", "query_files.csv, row 2: 2 columns where 3 are expected"),
     "absent image": (
@@ -328,9 +411,12 @@ def mistaken(tmp_path_factory) -> Path:
     write_rows(world / "bad" / "c.csv", [("one",), ("two", "three")])
     write_rows(world / "data" / "one.csv", [("a.jpg",)])
     write_rows(world / "data" / "torn" / "query_files.csv", [("a", "b", "c"), ("a", "b")])
+    write_rows(world / "data" / "return" / "query_files.csv", [("a", "one\rtwo", "c")])
+    (world / "data" / "sharded" / "webdataset").mkdir(parents=True)
     for split in ("query", "database"):
-        path = world / "data" / "bare" / f"{split}_files.csv"
-        write_rows(path, [(f"{split}/absent.jpg", "text", "it")])
+        rows = [(f"{split}/absent.jpg", "text", "it")]
+        write_rows(world / "data" / "bare" / f"{split}_files.csv", rows)
+        write_rows(world / "data" / "sharded" / "annotations" / f"{split}_files.csv", rows)
     return world
 
 

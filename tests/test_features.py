@@ -620,3 +620,9 @@ def test_a_word_that_recurs_weighs_as_often(encoder):
     words = ["dog", "dog", "bus"]
     features = encoder.encode_contextual_texts(["at night"], words, 5)
     assert np.abs(features - contextualise_plainly(encoder, ["at night"], words)).max() < 1e-6
+
+
+def test_weights_are_hashed_before_they_go_to_the_device(small_clip, encoder):
+    """Another device's tensors have no bytes here: the meta device stands for a GPU."""
+    elsewhere = load_encoder(f"local-dir:{small_clip}", torch.device("meta"))
+    assert elsewhere.identity == encoder.identity
