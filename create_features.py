@@ -114,7 +114,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_flag(what, "backbone", help="clip, siglip, tiny or any open_clip model (default: clip)")
     add_flag(what, "list_backbones", action="store_true", help="print the backbones and stop")
-    add_flag(what, "limit", type=positive, metavar="N", help="only the first N rows of each split")
+    add_flag(
+        what,
+        "limit",
+        type=positive,
+        metavar="N",
+        help="only the first N rows of each split, as the data set NAME_firstN",
+    )
     add_flag(what, "images", type=Path, help="mean, synthetic: a folder tree, or tar shards")
     add_flag(
         what,
@@ -145,7 +151,8 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
     cores = _count_cores()
     for name, text in {
         "batch": "images or texts encoded at once (default: 512)",
-        "part_rows": "rows between two savings of progress (default: 4096)",
+        "part_rows": "images or texts between two savings of progress; of shards, it is a batch "
+        "(default: 4096)",
     }.items():
         add_flag(group, name, type=positive, metavar="N", help=text)
     add_flag(group, "gpu", type=int, help="CUDA device, -1 for the CPU (default: 0)")
@@ -175,7 +182,13 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
         choices=("fail", "skip"),
         help="stop at an image that cannot be read, or leave its rows out (default: fail)",
     )
-    add_flag(group, "overwrite", action="store_true", default=None, help="start afresh")
+    add_flag(
+        group,
+        "overwrite",
+        action="store_true",
+        default=None,
+        help="start afresh, every time it is given: leave it to continue",
+    )
     add_flag(
         group,
         "rank_timeout",

@@ -92,7 +92,9 @@ def test_choices_in_the_table_are_those_of_help(program):
     shown = re.findall(
         r"^\| `--(\w+) ([\w.]+(?:\\\|[\w.]+)+)`", section(f"Flags of `{program}`"), re.M
     )
-    offered = dict(re.findall(r"--([\w-]+) \{([^}]+)\}", help_text(program)))
+    found = re.findall(r"--([\w-]+) \{([^}]+)\}", help_text(program))
+    offered = {name.replace("-", "_"): choices for name, choices in found}
+    assert shown
     for name, choices in shown:
         assert sorted(choices.split("\\|")) == sorted(offered[name].split(",")), name
 

@@ -123,7 +123,7 @@ def subject_corpus() -> list[str]:
                     f"{colour} {family}",
                     f"{colour} and {second} {pattern} {family}",
                     f"{pattern} {family} with a {emblem}",
-                )[turn if turn else 0]
+                )[turn]
             )
     rows += list(SYNONYMS.values())
     rows += [f"{colour} {noun}" for noun in nouns for colour in COLOURS]

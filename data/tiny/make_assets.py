@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="that render")
     args = parser.parse_args()
+    if args.workers < 1:
+        parser.error("--workers: at least one renders")
     write_images(args.out, args.images, args.workers)
     write_corpora(HERE / "corpora")
     print(f"{args.out}: {args.images} images and captions; {HERE / 'corpora'}: the corpora")

@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -257,12 +256,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="that render")
     args = parser.parse_args()
+    if args.workers < 1:
+        parser.error("--workers: at least one renders")
     if is_made(args.out, args.seed):
         print(f"{args.out}: the split of seed {args.seed} is already there")
         return
-    foreign = args.out != HERE and args.out.exists() and any(args.out.iterdir())
+    foreign = args.out.resolve() != HERE and args.out.exists() and any(args.out.iterdir())
     if foreign and _read_stamp(args.out) is None:
-        sys.exit(f"error: {args.out} holds something else; give --out a new or an empty folder")
+        parser.error(f"{args.out} holds something else; give --out a new or an empty folder")
     stamp = make_split(args.out, args.seed, args.workers)
     print(f"{args.out}: {stamp['images']} images, pixels {stamp['pixels'][:16]}")
 

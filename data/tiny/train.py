@@ -312,7 +312,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch; part of the result")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="that render")
     parser.add_argument("--seed", type=int, default=0)
-    train(parser.parse_args())
+    args = parser.parse_args()
+    if args.workers < 1:
+        parser.error("--workers: at least one renders")
+    train(args)
 
 
 if __name__ == "__main__":
