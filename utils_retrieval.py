@@ -301,7 +301,7 @@ def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoi
                 "--project_features: the contrastive PCA has no positive eigenvalue to keep; lower "
                 "--aa, or check the corpora"
             )
-        return vectors[:, :kept]
+        return vectors[:, :kept].contiguous()
 
     @cache
     def minima(m_i: Tensor | None, m_t: Tensor | None) -> tuple[float, float]:
