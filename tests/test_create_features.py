@@ -178,6 +178,7 @@ def test_image_mean(world, small_clip, encoder, command, tmp_path, shards):
     command("--images", str(images), "--data_dir", str(tmp_path), dataset="mean")
     path = mean_path(tmp_path, f"local-dir:{small_clip}")
     assert sorted(os.listdir(path.parent)) == [path.name]
+    command("--features_dir", "plain")  # there already, if its own test came before
     features = np.load(output_folder(world, small_clip, "plain") / "query_image.npy")
     if not shards:
         features = features[:5]  # the distinct ones
@@ -203,6 +204,7 @@ def test_normalisation_features(world, small_clip, encoder, command, tmp_path, s
     command(*flags, "--path_to_synthetic_data", str(tmp_path / "s"), dataset="synthetic")
     assert synthetic_path(tmp_path / "s", f"local-dir:{small_clip}").exists()
     found = load_synthetic(tmp_path / "s", f"local-dir:{small_clip}")
+    command("--features_dir", "plain")
     query = np.load(output_folder(world, small_clip, "plain") / "query_image.npy")
     expected = query[[1, 3, 1]]
     np.testing.assert_allclose(found.arrays["image_features"], expected, rtol=1e-4, atol=1e-6)
