@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils import (
+    MEANS,
     TIE_RULES,
     UserError,
     add_flag,
@@ -304,7 +305,7 @@ def run_all(
     assets = load_assets(args, features, [run.parameters for run in runs], device)
     wanted = runs + _ends(args, runs, labels)
     distinct = list(dict.fromkeys(wanted))
-    evaluations = evaluate(
+    evaluated = evaluate(
         features,
         distinct,
         assets,
@@ -315,7 +316,8 @@ def run_all(
             blocks, total=count, unit="instance", disable=None, leave=False
         ),
     )
-    evaluations = [evaluations[distinct.index(run)] for run in wanted]
+    found = dict(zip(distinct, evaluated, strict=True))
+    evaluations = [found[run] for run in wanted]
     facts = {
         "dataset": features.dataset,
         "ties": args.ties,
@@ -479,7 +481,6 @@ def write_ablation(
     folder: Path, evaluations: list[Evaluation], labels: list[dict], facts: dict
 ) -> None:
     """Write results/{dataset}/{variant}_ablation/mAP_table.csv and print it."""
-    from utils import MEANS
     from utils_tables import describe_empty, format_table, result_row, write_table
 
     rows = [
@@ -517,7 +518,6 @@ def write_sweep(
     painter: Executor | None,
 ) -> None:
     """Write results/{dataset}/{variant}_sweep/: a row a point, and a plot over one or two axes."""
-    from utils import MEANS
     from utils_tables import describe_empty, format_table, result_row, write_table
 
     points, ends = evaluations[: len(labels)], evaluations[len(labels) :]
