@@ -12,6 +12,7 @@ A run that was killed continues when the same command is given again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import functools
 import hashlib
@@ -464,12 +465,13 @@ def _check_layout(dataset: Dataset, annotation: Annotation) -> None:
     """Raise UserError if there are shards where images in folders were expected."""
     if not (dataset.root / "webdataset").is_dir():
         return
-    try:
-        find_image(dataset, annotation.image_paths[0])
-    except FileNotFoundError:
-        raise UserError(
-            f"{dataset.root} holds its images in shards, not in folders: add --icir_source wds"
-        ) from None
+    for path in annotation.image_paths:
+        with contextlib.suppress(FileNotFoundError):
+            find_image(dataset, path)
+            return
+    raise UserError(
+        f"{dataset.root} holds its images in shards, not in folders: add --icir_source wds"
+    )
 
 
 def _cut(annotation: Annotation, limit: int) -> Annotation:

@@ -306,11 +306,12 @@ def test_a_folder_named_as_the_data_set(tmp_path, small_clip, monkeypatch):
 def test_skipped_images_are_not_passed_off_as_finished(tmp_path, small_clip, monkeypatch, capsys):
     world = make_world(tmp_path)
     (world / "data" / "shop" / "database" / "d3.jpg").write_bytes(b"no image")
+    (world / "data" / "shop" / "query" / "q 0.jpg").unlink()  # the first; there are shards too
     monkeypatch.chdir(world)
     flags = ("--workers", "0")
     create_features.main(arguments(small_clip, *flags, "--on_bad_image", "skip")[1:])
     assert "98 database_image rows in" in capsys.readouterr().out  # d3 stands in two of 100
-    with pytest.raises(UserError, match=r"finished without 2 images, the first database/d3\.jpg"):
+    with pytest.raises(UserError, match=r"finished without 5 images, the first query/q 0\.jpg"):
         create_features.main(arguments(small_clip, *flags)[1:])
     create_features.main(arguments(small_clip, *flags, "--on_bad_image", "skip")[1:])
     assert "already finished" in capsys.readouterr().out
