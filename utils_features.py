@@ -14,7 +14,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ HF_HUB = "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 
+# Images whose pixels a CPU normalises together: a few MB.
+NORMALISED_AT_ONCE = 4
 # Distinct texts that are tokenised, and sorted to find their shared beginnings, together.
 TEXTS_AT_ONCE = 16_384
 # Tokens encoded together by a causal text tower; attention costs their square.
@@ -356,6 +358,7 @@ class Encoder:
     dim: int
     context_length: int
     image_size: tuple[int, int]
+    _buffers: dict[torch.Size, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def encode_images(self, batch: torch.Tensor) -> torch.Tensor:
         """Features (B, D) float32 on the CPU of preprocessed images (B, 3, H, W) on the CPU."""
@@ -364,15 +367,29 @@ class Encoder:
         with self._inference():
             pixels = batch.to(self.device, non_blocking=True)
             if pixels.dtype == torch.uint8:
-                pixels = self._normalise(pixels)
+                pixels = self._normalise(pixels, self._reused_buffer(pixels.shape))
             pixels = pixels.contiguous(memory_format=torch.channels_last)
             return self.model.encode_image(pixels, normalize=False).float().cpu()
 
-    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _reused_buffer(self, shape: torch.Size) -> torch.Tensor:
+        """Float32 memory for images (B, 3, H, W), channels last, which the next batch writes over.
+
+        On a CPU, memory that is new costs more than the arithmetic on it.
+        """
+        import torch
+
+        buffer = self._buffers.get(shape[1:])
+        if buffer is None or len(buffer) < shape[0]:
+            options = {"device": self.device, "memory_format": torch.channels_last}
+            buffer = self._buffers[shape[1:]] = torch.empty(shape, **options)
+        return buffer[: shape[0]]
+
+    def _normalise(self, pixels: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """The rest of the model's preprocessing, bit for bit: uint8 -> float32, both (B, 3, H, W).
 
-        The constants are tensors on the device: CUDA divides by a number given from the CPU by
-        multiplying with its reciprocal, which is another value in the last bit.
+        On a CPU a few images at a time, which the caches hold. The constants are tensors on the
+        device: CUDA divides by a number given from the CPU by multiplying with its reciprocal,
+        which is another value in the last bit.
         """
         import torch
 
@@ -380,7 +397,10 @@ class Encoder:
             torch.tensor(values, dtype=torch.float32, device=self.device).view(-1, 1, 1)
             for values in (self.preprocess.mean, self.preprocess.std, 255.0)
         )
-        return (pixels.float() / top - mean) / std
+        few = NORMALISED_AT_ONCE if self.device.type == "cpu" else len(pixels)
+        for part, target in zip(pixels.split(few), out.split(few), strict=True):
+            target.copy_(part.float().div_(top).sub_(mean).div_(std))
+        return out
 
     def encode_texts(
         self,

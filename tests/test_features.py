@@ -335,14 +335,27 @@ def test_uint8_pixels_normalised_later_are_the_models_own_bit_for_bit(make_clip,
     image = gradient(*size)
     pixels = encoder.preprocess(image)
     assert pixels.dtype == torch.uint8
-    assert torch.equal(encoder._normalise(pixels), transform(image))
+    normalised = encoder._normalise(pixels[None], torch.empty(1, *pixels.shape))
+    assert torch.equal(normalised[0], transform(image))
 
 
 def test_all_byte_values_are_normalised_bit_for_bit(encoder, small_clip):
     _, transform = open_clip.create_model_from_pretrained(f"local-dir:{small_clip}")
     ramp = np.resize(np.arange(256, dtype=np.uint8), (32, 32, 3))
     pixels = torch.from_numpy(ramp).permute(2, 0, 1)
-    assert torch.equal(encoder._normalise(pixels), transform(Image.fromarray(ramp)))
+    normalised = encoder._normalise(pixels[None], torch.empty(1, *pixels.shape))
+    assert torch.equal(normalised[0], transform(Image.fromarray(ramp)))
+
+
+def test_batches_of_any_size_follow_each_other(encoder):
+    """Their pixels lie in memory that the batch before has used, a few images at a time."""
+    batch = torch.stack([encoder.preprocess(gradient(60, 40 + i)) for i in range(11)])
+    plain = encoder._normalise(batch, torch.empty(batch.shape))
+    for start, stop in ((0, 5), (0, 11), (3, 10), (10, 11)):
+        with torch.inference_mode():
+            expected = encoder.model.encode_image(plain[start:stop], normalize=False)
+        features = encoder.encode_images(batch[start:stop])
+        assert torch.allclose(features, expected, atol=1e-6)
 
 
 def test_a_transform_of_another_form_is_kept_whole(encoder):
@@ -486,7 +499,8 @@ def test_image_features_of_every_architecture(architecture):
     encoder, _ = architecture
     batch = torch.stack([encoder.preprocess(im) for im in some_images()])
     with torch.inference_mode():
-        plain = encoder.model.encode_image(encoder._normalise(batch), normalize=False)
+        pixels = encoder._normalise(batch, torch.empty(batch.shape))
+        plain = encoder.model.encode_image(pixels, normalize=False)
     assert torch.allclose(encoder.encode_images(batch), plain, atol=1e-5)
     assert plain.shape[1] == encoder.dim
 
