@@ -557,11 +557,9 @@ def _image_stage(args: argparse.Namespace, source: DatasetSource, split: str) ->
     relative = functools.partial(relative_image_path, source.dataset)
     spell = relative if shards else str  # shards may spell a path otherwise than the annotation
     items, item_of_row = share_items([spell(path) for path in annotation.image_paths])
-    fingerprint = {
-        "annotation": annotation.sha256,
-        "limit": args.limit,
-        "source": args.icir_source,
-    }
+    # Shards are known by their sizes; the files of a folder are too many to look at, so by place.
+    place = args.icir_source if shards else f"folder {source.dataset.root.resolve()}"
+    fingerprint = {"annotation": annotation.sha256, "limit": args.limit, "source": place}
     stage = Stage(
         name=f"{split}_image",
         encode=encode_files,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -665,6 +666,7 @@ def test_changes_are_refused(tmp_path, small_clip, make_clip, monkeypatch):
     world = make_world(tmp_path)
     monkeypatch.chdir(world)
     flags = ("--workers", "0", *SMALL_PARTS)
+    shutil.copytree("data", "copy")  # the same annotations, perhaps other images
     with monkeypatch.context() as patch:
         patch.setattr("utils_extraction.write_table", _stop)
         with pytest.raises(KeyboardInterrupt):
@@ -675,6 +677,7 @@ def test_changes_are_refused(tmp_path, small_clip, make_clip, monkeypatch):
         ("--part_rows", "16"): "part_rows",
         ("--save_dtype", "float16"): "save_dtype",
         ("--icir_source", "wds"): "source",
+        ("--data_dir", "copy"): "source",
     }.items():
         with pytest.raises(UserError, match=rf"unfinished run with another {named} .*--overwrite"):
             main(*flags, *extra, clip=small_clip)
