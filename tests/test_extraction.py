@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +51,7 @@ from utils_extraction import (
 from utils_features import Preprocess, load_encoder
 
 SMALL_PARTS = ("--part_rows", "8")
+KILLED_RUN = Path(__file__).with_name("killed_run.py")
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +92,6 @@ def count_parts(folder: Path) -> int:
     return len(list(folder.glob(".parts/*/[!.]*.npz")))
 
 
-def wait_for_parts(process: subprocess.Popen, folder: Path, count: int) -> None:
-    """Return as soon as that many parts are there; the process has to be alive then."""
-    end = time.monotonic() + 120
-    while count_parts(folder) < count:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
 def start(world: Path, command: list[str], **extra: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *command],
@@ -120,16 +111,15 @@ def start(world: Path, command: list[str], **extra: str) -> subprocess.Popen:
 def test_killed_and_continued(world, small_clip, uninterrupted, source, workers):
     features = f"killed_{source}"
     flags = (*SMALL_PARTS, "--icir_source", source, "--features_dir", features)
-    command = arguments(small_clip, *flags, "--workers", workers)
+    _, *options = arguments(small_clip, *flags, "--workers", workers)
     folder = output_folder(world, small_clip, features)
     safe = {}
-    for count in (2, 15):
-        process = start(world, command)
-        wait_for_parts(process, folder, count)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    for count in (3, 12):
+        process = start(world, [str(KILLED_RUN), *options], KILLED_AT=str(count))
+        assert process.wait(timeout=240) == -signal.SIGKILL
         assert not (folder / "manifest.json").exists()
         parts = {p: p.stat().st_mtime_ns for p in folder.glob(".parts/*/[!.]*.npz")}
+        assert len(parts) == len(safe) + count - 1
         assert safe.items() <= parts.items()  # what was done is not done again
         safe = parts
     done = run(world, small_clip, *flags, "--workers", workers)
@@ -183,35 +173,16 @@ def _file(data: bytes):
 # ---------------------------------------------------------------------------------------------
 
 
-def torchrun(clip: Path, *flags: str) -> list[str]:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    return [*launcher, *arguments(clip, *flags)]
-
-
-def find_rank(launcher: int, rank: int) -> int:
-    """The process id of a rank that torchrun started."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            names = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if int(parent) == launcher and f"RANK={rank}".encode() in names:
-            return int(folder.name)
-    raise AssertionError("no such rank")
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the rank in /proc")
 def test_two_ranks_one_killed(world, small_clip, uninterrupted):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     flags = (*SMALL_PARTS, "--icir_source", "wds", "--features_dir", "ranks", "--workers", "0")
+    command, *options = arguments(small_clip, *flags)
     folder = output_folder(world, small_clip, "ranks")
-    process = start(world, torchrun(small_clip, *flags))
-    wait_for_parts(process, folder, 3)
-    os.kill(find_rank(process.pid, 1), signal.SIGKILL)
-    assert process.wait(timeout=120) != 0
+    process = start(world, [*launcher, str(KILLED_RUN), *options], KILLED_AT="3")
+    assert process.wait(timeout=240) == 1  # torchrun's own; rank 1 was killed
     assert not (folder / "manifest.json").exists()
-    assert count_parts(folder) >= 3
-    process = start(world, torchrun(small_clip, *flags))
+    assert count_parts(folder) >= 2
+    process = start(world, [*launcher, command, *options])
     assert process.wait(timeout=240) == 0
     assert native_bytes(folder) == uninterrupted["wds"]
 
@@ -227,7 +198,7 @@ def test_two_ranks_of_another_launcher(world, small_clip, uninterrupted):
         env=environment(**dict(zip(names, ("0", "2", "0"), strict=True))),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert first.returncode == 2
     assert "error: rank 1 has shown no sign of life for 10 s" in first.stderr
