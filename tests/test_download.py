@@ -157,7 +157,7 @@ def run(folder: Path, *argv: str, **environment: str) -> subprocess.CompletedPro
         env={**os.environ, **defaults, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
