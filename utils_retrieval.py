@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 EXPANSION_TEMPERATURE = 0.1  # weights exp(0.1 s) of the neighbours, exp(0.1) of the query
 COVARIANCE_OFFSET = 1e-5  # added to every entry of C, as the reference does
+ZERO_EIGENVALUE = 1e-9  # of the largest in size; rounding makes about 1e-14 of zero
 SYNTHETIC_ROWS_AT_ONCE = 4096
 IMAGE_VARIANTS_AT_ONCE = 32  # of a sweep, searched by one product: bounds the memory
 
@@ -171,14 +172,19 @@ def _image_and_text(queries: Queries, gallery: Gallery, points: Sequence[Paramet
 
 
 def second_moment(corpus: Tensor) -> Tensor:
-    """P'P / (p - 1) of a corpus P (p, D), centred if the features are: (D, D)."""
+    """P'P / (p - 1) of a corpus P (p, D) float32, centred if the features are: (D, D) float64.
+
+    In single precision, rounding would decide the sign of eigenvalues that are zero, and the number
+    of threads with it.
+    """
+    corpus = corpus.double()
     return corpus.T @ corpus / (len(corpus) - 1)
 
 
 def contrastive_components(positive: Tensor, negative: Tensor, alpha: float) -> tuple:
     """Contrastive PCA: eigenvalues (D,), falling, and eigenvectors (D, D), columns, of C.
 
-    positive, negative: the second moments (D, D) of the corpora P and M.
+    positive, negative: the second moments (D, D) of the corpora P and M. All float64.
     C = (1 - alpha) P'P / (p - 1) - alpha M'M / (m - 1) + 1e-5 (on every entry).
     """
     import torch
@@ -192,9 +198,10 @@ def kept_components(values: Tensor, components: float) -> int:
     """How many of the falling eigenvalues (D,) to keep.
 
     components >= 1: that many, at most the positive ones. Below 1: the fewest whose sum holds that
-    share of the sum of the positive ones.
+    share of the sum of the positive ones. Positive is what exceeds ZERO_EIGENVALUE of the largest
+    in size: fewer prompts than D leave eigenvalues that are zero but for rounding.
     """
-    positive = values[values > 0].double()
+    positive = values[values > ZERO_EIGENVALUE * values.abs().max()]
     if components >= 1:
         return min(int(components), len(positive))
     share = positive.cumsum(0) / positive.sum()
@@ -301,7 +308,7 @@ def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoi
                 "--project_features: the contrastive PCA has no positive eigenvalue to keep; lower "
                 "--aa, or check the corpora"
             )
-        return vectors[:, :kept].contiguous()
+        return vectors[:, :kept].float().contiguous()
 
     @cache
     def minima(m_i: Tensor | None, m_t: Tensor | None) -> tuple[float, float]:

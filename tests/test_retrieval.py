@@ -40,10 +40,8 @@ def test_energy_share_keeps_the_fewest_components_that_hold_it(share):
     p, m = positive.double().numpy(), negative.double().numpy()
     c = 0.8 * p.T @ p / 49 - 0.2 * m.T @ m / 39 + 1e-5
     expected = np.linalg.eigvalsh(c)[::-1]
-    assert values.numpy() == pytest.approx(expected, abs=1e-6)
-    assert c @ vectors.double().numpy() == pytest.approx(
-        vectors.double().numpy() * expected, abs=1e-6
-    )
+    assert values.numpy() == pytest.approx(expected, abs=1e-12)
+    assert c @ vectors.numpy() == pytest.approx(vectors.numpy() * expected, abs=1e-12)
     energy = expected[expected > 0]
     kept = kept_components(values, share)
     assert energy[:kept].sum() >= share * energy.sum() > energy[: kept - 1].sum()
@@ -53,6 +51,22 @@ def test_component_counts_end_at_the_positive_eigenvalues():
     values = torch.tensor([3.0, 2.0, 1.0, -0.5, -2.0])
     assert [kept_components(values, n) for n in (1, 2, 3, 4, 9999)] == [1, 2, 3, 3, 3]
     assert [kept_components(values, s) for s in (0.49, 0.51, 0.83, 0.84)] == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+def test_eigenvalues_that_are_zero_do_not_count(alpha):
+    """Few prompts in many dimensions: most eigenvalues are zero, of either sign by rounding."""
+    positive, negative = random_unit(20, dim=96, seed=1), random_unit(10, dim=96, seed=2)
+    positive, negative = positive - positive.mean(0), negative - negative.mean(0)
+    values, vectors = contrastive_components(
+        second_moment(positive), second_moment(negative), alpha
+    )
+    kept = kept_components(values, 9999)
+    assert kept <= 20  # 19 directions of the centred prompts, and one of the constant
+    assert kept < int((values > 0).sum())
+    span = torch.cat([positive, negative, torch.ones(1, 96)]).double()
+    inside = torch.linalg.lstsq(span.T, vectors[:, :kept]).solution
+    assert torch.allclose(span.T @ inside, vectors[:, :kept], atol=1e-6)
 
 
 def test_a_projection_on_nothing_is_refused():
