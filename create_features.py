@@ -20,7 +20,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -457,7 +457,8 @@ def read_dataset(args: argparse.Namespace) -> DatasetSource:
     name = dataset.name
     if args.limit:
         name = f"{name}_first{args.limit}"
-        annotations = {s: _cut(annotation, args.limit) for s, annotation in annotations.items()}
+        annotations = _limit(annotations, args.limit)
+    _check_instances(annotations)
     return DatasetSource(dataset, name, annotations, shards, words, sha256_file(corpus))
 
 
@@ -474,9 +475,44 @@ def _check_layout(dataset: Dataset, annotation: Annotation) -> None:
     )
 
 
-def _cut(annotation: Annotation, limit: int) -> Annotation:
-    columns = {name: getattr(annotation, f"{name}s")[:limit] for name in COLUMNS}
-    return replace(annotation, **{f"{name}s": column for name, column in columns.items()})
+def _limit(annotations: dict[str, Annotation], limit: int) -> dict[str, Annotation]:
+    """The first rows of each split, but queries whose instance then has no database row.
+
+    Raises UserError if no query is left.
+    """
+    query, database = (_select(annotations[s], range(limit)) for s in SPLITS)
+    known = set(database.instances)
+    kept = [row for row, instance in enumerate(query.instances) if instance in known]
+    if not kept:
+        raise UserError(
+            f"--limit {limit}: the first rows of {query.path} and of {database.path} have no "
+            "instance in common; take more"
+        )
+    if len(kept) < len(query.instances):
+        print(
+            f"--limit {limit}: {len(kept)} of {len(query.instances)} queries kept, those whose "
+            "instance is among the database rows"
+        )
+    return {"query": _select(query, kept), "database": database}
+
+
+def _select(annotation: Annotation, rows: Iterable[int]) -> Annotation:
+    """Those rows of an annotation that there are."""
+    rows = [row for row in rows if row < len(annotation.image_paths)]
+    columns = {f"{n}s": [getattr(annotation, f"{n}s")[row] for row in rows] for n in COLUMNS}
+    return replace(annotation, **columns)
+
+
+def _check_instances(annotations: dict[str, Annotation]) -> None:
+    """Raise UserError for a query whose instance has no database row: it cannot be evaluated."""
+    query, database = (annotations[split] for split in SPLITS)
+    known = set(database.instances)
+    for row, instance in enumerate(query.instances, 1):
+        if instance not in known:
+            raise UserError(
+                f"{query.path}, row {row}: the instance {instance!r} has no row in "
+                f"{database.path}; add some, or remove its queries"
+            )
 
 
 def dataset_folder(args: argparse.Namespace, name: str) -> Path:
@@ -498,8 +534,8 @@ def plan_dataset(args: argparse.Namespace, encoder: Encoder, source: DatasetSour
     if is_finished(args, path, manifest):
         drop_parts(parts.folder)
         stages = []
-    names = [f"{split}.csv" for split in SPLITS] + [f"{stage.name}.npy" for stage in stages]
-    names += ["manifest.json"]
+    names = ["manifest.json", *(f"{split}.csv" for split in SPLITS)]
+    names += [f"{stage.name}.npy" for stage in stages]
     return Job(
         title=source.name,
         parts=parts,
@@ -696,7 +732,7 @@ def plan_corpora(args: argparse.Namespace, encoder: Encoder, corpora: dict[Path,
         prints = {"corpus": manifest["sources"][path.name]}
         stages.append(Stage(path.stem, encode_texts, units, items, item_of_row, path, prints))
         manifests[path.stem] = manifest
-        outputs += [folder / f"{path.stem}.{suffix}" for suffix in ("csv", "npy", "json")]
+        outputs += [folder / f"{path.stem}.{suffix}" for suffix in ("json", "csv", "npy")]
     parts = Parts(folder / ".parts")
     return Job(
         title="corpus",
@@ -993,7 +1029,7 @@ def _convert_dataset(args: argparse.Namespace) -> None:
     from utils_extraction import native_path, publishing, write_table
     from utils_storage import features_folder, load_reference_features, read_database_table
 
-    name = Path(args.dataset).name
+    name = os.path.basename(os.path.abspath(args.dataset))
     source = features_folder(args.from_pkl, args.backbone, name)
     pickles = [source / f"{split}_{name}_features.pkl" for split in SPLITS]
     for path in pickles:

@@ -171,7 +171,7 @@ def _check_row(row: list[str], where: str, split: str) -> None:
     image_path, text, instance = row
     if not image_path or not instance:
         raise UserError(f"{where}: the image path and the instance must not be empty ({columns})")
-    if split == "query" and not text:
+    if split == "query" and not text.strip():
         raise UserError(f"{where}: a query needs a text ({columns})")
 
 

@@ -45,7 +45,6 @@ IMAGES_AT_ONCE = 32  # images that a worker hands over together, whatever the ba
 BEAT_SECONDS = 1.0  # between two signs of life of a rank
 FIRST_SIGN_FACTOR = 5  # a rank's first sign may take longer than the others: it loads the model
 POLL_SECONDS = 0.5  # between two looks at what other ranks have done
-NAME_LIMIT = 5  # names listed on one console line
 
 
 # ---------------------------------------------------------------------------------------------
@@ -221,7 +220,8 @@ class Settings:
 class Job:
     """What one command makes. identity: what may not change between two runs of it.
 
-    finish writes the finished files from the parts, outputs are the files that --overwrite drops.
+    finish writes the finished files from the parts, outputs are the files that --overwrite drops,
+    in this order: each after the manifest that vouches for it.
     """
 
     title: str

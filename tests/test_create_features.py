@@ -165,6 +165,24 @@ def test_limit_is_another_data_set(world, small_clip, command):
     np.testing.assert_allclose(*arrays, rtol=1e-4, atol=1e-6)
 
 
+def test_a_limit_keeps_queries_that_can_be_evaluated(world, small_clip, command, capsys):
+    """The first database row is of one instance, and so are some of the first queries."""
+    command("--limit", "2", "--features_dir", "two")  # instances o0 and o1 in both
+    assert "queries kept" not in capsys.readouterr().out
+    command("--limit", "1", "--features_dir", "one")
+    rows = [path.read_text().splitlines() for path in (world / "data/shop").glob("*_files.csv")]
+    assert {row[0].rpartition(",")[2] for row in rows} == {"o0"}
+    shutil.copytree(world / "data" / "shop", world / "data" / "sorted")
+    path = world / "data" / "sorted" / "database_files.csv"
+    by_instance = sorted(path.read_text().splitlines(), key=lambda row: row.rpartition(",")[2])
+    path.write_text("\n".join(by_instance))
+    command("--limit", "6", "--features_dir", "six", dataset="sorted")
+    assert "--limit 6: 2 of 6 queries kept" in capsys.readouterr().out
+    features = load_features("six", f"local-dir:{small_clip}", "sorted_first6")
+    assert list(features.queries["instance"]) == ["o0", "o0"]
+    assert features.manifest["counts"] == {"query": 2, "database": 6}
+
+
 def test_data_set_of_ones_own(world, small_clip, command):
     """A folder anywhere; its name is the data set's."""
     command("--features_dir", "own", dataset=str(world / "data" / "shop"))
@@ -393,6 +411,13 @@ MISTAKES = {
     ),
     "a carriage return": ((), "return", "query_files.csv, row 1: a carriage return inside a value"),
     "no shards": (("--icir_source", "wds"), "bare", "no query-NNNNNN.tar in"),
+    "an instance without images": (
+        (),
+        "stray",
+        "stray/query_files.csv, row 2: the instance 'kite' has no row in data/stray/database_files",
+    ),
+    "a limit that leaves nothing": (("--limit", "1"), "apart", "have no instance in common"),
+    "a text of spaces": ((), "blank", "query_files.csv, row 1: a query needs a text"),
     "wrong columns": ((), "torn", "query_files.csv, row 2: 2 columns where 3 are expected"),
     "absent image": (
         (),
@@ -415,6 +440,14 @@ def mistaken(tmp_path_factory) -> Path:
     write_rows(world / "data" / "one.csv", [("a.jpg",)])
     write_rows(world / "data" / "torn" / "query_files.csv", [("a", "b", "c"), ("a", "b")])
     write_rows(world / "data" / "return" / "query_files.csv", [("a", "one\rtwo", "c")])
+    mug, kite, blank = ("m.jpg", "red", "mug"), ("k.jpg", "red", "kite"), ("b.jpg", " ", "mug")
+    for name, query, database in (
+        ("stray", [mug, kite], [mug]),
+        ("apart", [mug, kite], [kite, mug]),
+        ("blank", [blank], [mug]),
+    ):
+        write_rows(world / "data" / name / "query_files.csv", query)
+        write_rows(world / "data" / name / "database_files.csv", database)
     (world / "data" / "sharded" / "webdataset").mkdir(parents=True)
     for split in ("query", "database"):
         rows = [(f"{split}/absent.jpg", "text", "it")]

@@ -626,6 +626,33 @@ def test_damaged_part_goes_with_its_unit(tmp_path, small_clip, monkeypatch):
     assert native_bytes(folder) == native_bytes(output_folder(world, small_clip, "whole"))
 
 
+@pytest.mark.parametrize("dataset", ["shop", "corpus"])
+def test_an_overwrite_that_is_interrupted_leaves_nothing_finished(
+    tmp_path, small_clip, monkeypatch, dataset
+):
+    """Whichever file it was about to drop, no manifest vouches for what is left."""
+    world = make_world(tmp_path)
+    monkeypatch.chdir(world)
+    main(clip=small_clip, dataset=dataset)
+    folder = output_folder(world, small_clip, "features", dataset)
+    unlink, dropped = Path.unlink, []
+
+    def unlink_one(path: Path, *arguments: bool, **options: bool) -> None:
+        if dropped:
+            raise KeyboardInterrupt
+        if path.absolute().parent == folder:
+            dropped.append(path.absolute())
+        unlink(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink_one)
+        with pytest.raises(KeyboardInterrupt):
+            main("--overwrite", clip=small_clip, dataset=dataset)
+    assert dropped[0].suffix == ".json"
+    main(clip=small_clip, dataset=dataset)
+    assert dropped[0].exists()
+
+
 # ---------------------------------------------------------------------------------------------
 # Changed between two runs
 # ---------------------------------------------------------------------------------------------

@@ -274,7 +274,7 @@ def measure(split: Path, features: Path, results: Path) -> dict[str, float]:
 
 
 def test_the_number_of_threads_does_not_matter(split, features, tmp_path, monkeypatch):
-    """The corpora have fewer prompts than dimensions: what rounding makes of zero must not count."""
+    """The corpora have fewer prompts than dimensions; what rounding makes of zero may not count."""
     found = []
     for threads in ("1", "2"):
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
