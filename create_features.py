@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils import (
+    Parser,
     UserError,
     add_flag,
     code_version,
@@ -97,9 +98,7 @@ SETTLED = ("model", "precision", "save_dtype", "sources", "limit", "context_word
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser. A flag that was not given has the value None, see DEFAULTS."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what to encode")
     add_flag(
         what,

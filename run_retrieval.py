@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from utils import (
     MEANS,
     TIE_RULES,
+    Parser,
     UserError,
     add_flag,
     code_version,
@@ -27,6 +28,7 @@ from utils import (
     require_writable,
     run_command,
     select_device,
+    sha256_file,
 )
 from utils_retrieval import METHODS, Parameters
 from utils_runs import (
@@ -80,9 +82,7 @@ PARAMETER_HELP = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser. A method's parameters appear in its result only if they were given."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what to run")
     add_flag(what, "dataset", default="icir", help="name or folder of the data set (default: icir)")
     add_flag(what, "backbone", default="clip", help="whose features to read (default: clip)")
@@ -186,7 +186,9 @@ def main(argv: list[str]) -> None:
         return
     check_combination(args)
     runs, labels = plan_runs(args)
-    require_writable(args.results_dir / dataset_name(args.dataset), "--results_dir")
+    folder = args.results_dir / dataset_name(args.dataset)
+    for place in dict.fromkeys((folder, *(folder / run.variant for run in runs))):
+        require_writable(place, "--results_dir")
     with _painter(bool(args.sweep) and _is_drawn(labels)) as painter:
         run_all(args, runs, labels, painter)
 
@@ -300,6 +302,7 @@ def run_all(
         from utils_storage import load_features, manifest_hash
 
     features = load_features(args.features_dir, args.backbone, dataset_name(args.dataset))
+    check_folder(args.dataset, features)
     check_context(features, runs)
     device = select_device(args.gpu)
     assets = load_assets(args, features, [run.parameters for run in runs], device)
@@ -334,8 +337,26 @@ def run_all(
 
 
 def dataset_name(dataset: str) -> str:
-    """The name of a data set given by name or by path: the last part of the path."""
+    """The name of a data set given by name or by path: the last part of the path.
+
+    Raises UserError for a path that is no folder.
+    """
+    if not dataset or (os.sep in dataset and not os.path.isdir(dataset)):
+        raise UserError(f"--dataset {dataset!r} is no folder; give the name or the folder")
     return os.path.basename(os.path.abspath(dataset))
+
+
+def check_folder(dataset: str, features: Features) -> None:
+    """Raise UserError if a data set is given by its folder, and the features are of another."""
+    sources = (features.manifest or {}).get("sources") or {}
+    for name, digest in sources.items() if os.sep in dataset else ():
+        places = (Path(dataset, name), Path(dataset, "annotations", name))
+        found = [path for path in places if path.is_file()]
+        if found and digest not in map(sha256_file, found):
+            raise UserError(
+                f"{features.source} is of another {name} than {found[0]}; extract the features of "
+                "this folder, or name another --features_dir"
+            )
 
 
 def check_context(features: Features, runs: list[Run]) -> None:

@@ -307,7 +307,7 @@ def make_thumbnails(
     cache.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     make = partial(_make_thumbnail, images, cache, folder)
-    # The first image of a split comes before the threads: a store that indexes shards when it is
+    # One image of each split comes before the threads: a store that indexes shards when it is
     # first asked does it once then, not once in every thread.
     done = {pair: make(pair) for pair in {split: (split, path) for split, path in wanted}.values()}
     rest = [pair for pair in wanted if pair not in done]
@@ -324,13 +324,14 @@ def _make_thumbnail(
     try:
         content = images.read(split, path)
         name = f"{hashlib.sha1(content).hexdigest()[:20]}-{side}.webp"
-        if not (cache / name).exists():
-            thumbnail = shrink(content, side, most_bytes)
-            with atomic_path(cache / name) as temporary:
-                temporary.write_bytes(thumbnail)
+        known = (cache / name).exists()
+        thumbnail = b"" if known else shrink(content, side, most_bytes)
     # Whatever is wrong with one image (Pillow raises many kinds), the page must not fail for it.
     except Exception as error:
         return Picture(None, f"{type(error).__name__}: {error}")
+    if not known:
+        with atomic_path(cache / name) as temporary:
+            temporary.write_bytes(thumbnail)
     _link(cache / name, folder / name)
     return Picture(name)
 
@@ -697,9 +698,9 @@ def _read_aps(run: Path) -> pandas.DataFrame:
         ) from None
     if frame.empty:
         raise UserError(f"{path} has no queries; run run_retrieval.py again")
-    bad = ~np.isfinite(frame["AP"].to_numpy())
+    bad = ~frame["AP"].between(0, 1).to_numpy()
     if bad.any():
-        raise UserError(f"{path}, row {int(bad.argmax()) + 2}: AP is not a number; run again")
+        raise UserError(f"{path}, row {int(bad.argmax()) + 2}: AP is not from 0 to 1; run again")
     return frame
 
 

@@ -313,9 +313,15 @@ def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoi
     @cache
     def minima(m_i: Tensor | None, m_t: Tensor | None) -> tuple[float, float]:
         images, texts = assets.synthetic_images, assets.synthetic_texts
-        return lowest_similarities(
+        lowest = lowest_similarities(
             images if m_i is None else images - m_i, texts if m_t is None else texts - m_t
         )
+        if 0.0 in lowest:
+            raise UserError(
+                "--normalize_similarities: a lowest similarity of the normalisation features is 0, "
+                "by which nothing can be divided; make them of more images and captions"
+            )
+        return lowest
 
     prepared = []
     for p in points:

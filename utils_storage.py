@@ -24,6 +24,7 @@ from utils import UserError, read_json, sha256_file
 from utils_features import BACKBONES, Backbone, backbone_folder
 
 LABELS = ["image_path", "text", "instance"]
+UNREADABLE = "make it readable, or extract the features again"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -59,10 +60,13 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
         if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _load_storage
+            return lambda data: _load_storage(data)
         if (module, name) not in self.ADMITTED:
             raise pickle.UnpicklingError(f"it holds {module}.{name}")
-        return super().find_class(module, name)
+        found = super().find_class(module, name)
+        if isinstance(found, type):
+            return found
+        return lambda *values: found(*values)  # whose attributes a pickle may set: not the real one
 
 
 def load_pickle(path: str | Path) -> dict:
@@ -138,11 +142,15 @@ class MappedRows:
                 raise UserError(f"{path} is not a .npy file ({error}); extract it again") from None
             self._offset = file.tell()
         if len(self.shape) != 2 or fortran or self.dtype not in (np.float32, np.float16):
+            order = ", column by column" if fortran else ""
             raise UserError(
                 f"{path}: expected rows of float32 or float16, found {self.dtype} {self.shape}"
+                f"{order}; extract it again"
             )
-        if path.stat().st_size < self._offset + self._row_bytes * self.shape[0]:
-            raise UserError(f"{path} is cut short; extract it again")
+        surplus = path.stat().st_size - self._offset - self._row_bytes * self.shape[0]
+        if surplus:
+            problem = "has bytes behind its last row" if surplus > 0 else "is cut short"
+            raise UserError(f"{path} {problem}; extract it again")
 
     @property
     def _row_bytes(self) -> int:
@@ -208,7 +216,7 @@ def open_feature_file(path: Path):
     try:
         return open(path, "rb")
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}; {UNREADABLE}") from None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -328,15 +336,23 @@ def _pickled_table(content: dict, path: Path) -> pd.DataFrame:
 
 
 def _read_table(path: Path, columns: list[str], dtype: str) -> pd.DataFrame:
-    """Columns of a table written by create_features, texts as they stand ("NA" is a text)."""
+    """Columns of a table written by create_features, texts as they stand ("NA" is a text).
+
+    All columns are read, for of a row that has more pandas says nothing where some are left out;
+    the others as single bytes, which costs next to nothing.
+    """
+    types = {name: dtype if name in columns else "S1" for name in LABELS}
     try:
-        table = pd.read_csv(
-            path, usecols=columns, dtype=dtype, keep_default_na=False, encoding="utf-8"
-        )[columns]
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}; {UNREADABLE}") from None
     except ValueError as error:
-        raise UserError(f"{path}: {error}; extract it again") from None
+        raise UserError(f"{path}: {' '.join(str(error).split())}; extract it again") from None
+    if list(table.columns) != LABELS:
+        raise UserError(f"{path}: the columns are not {','.join(LABELS)}; extract it again")
+    if not isinstance(table.index, pd.RangeIndex):  # the first row's surplus was made the index
+        raise UserError(f"{path}, row 2: more than {len(LABELS)} columns; extract it again")
+    table = table[columns]
     cut = (table["instance"] == "") | table["instance"].isna()
     if cut.any():
         raise UserError(f"{path}, row {int(cut.argmax()) + 2}: no instance; extract it again")
@@ -376,9 +392,20 @@ def _check_agreement(features: Features) -> None:
         arrays["contextualised query texts"] = (shape, len(features.queries))
     for name, (shape, rows) in arrays.items():
         if shape[0] != rows:
-            raise UserError(f"{folder}: {shape[0]} rows of {name} but {rows} in its table")
+            raise UserError(
+                f"{folder}: {shape[0]} rows of {name} but {rows} in its table; extract it again"
+            )
         if shape[1] != features.dim:
-            raise UserError(f"{folder}: {name} have {shape[1]} dimensions, not {features.dim}")
+            raise UserError(
+                f"{folder}: {name} have {shape[1]} dimensions, not {features.dim}; extract it again"
+            )
+    if features.manifest is None:
+        return
+    counts = {"query": len(features.queries), "database": len(features.labels)}
+    if "model" not in features.manifest or features.manifest.get("counts", counts) != counts:
+        raise UserError(
+            f"{features.source} is not the manifest of the files beside it; extract them again"
+        )
 
 
 # ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils import MEANS, UserError, atomic_path
+from utils import MEANS, UserError, atomic_path, locked
 from utils_evaluation import Evaluation
 
 CONSOLE_COLUMNS = ["method", "variant", *MEANS, "queries", "instances", "tied_queries", "seconds"]
@@ -50,25 +50,26 @@ def write_results(
     """Write a run's folder: a row added to mAP_table.csv, APs.csv, and top{K}.csv if K is not 0.
 
     queries: str columns image_path, text, instance; database: the same, needed where K is not 0.
-    What an earlier run left of rankings is removed. Raises UserError, with nothing changed, if its
-    table cannot be read.
+    What an earlier run left of rankings is removed. One process writes at a time. Raises UserError,
+    with nothing changed, if its table cannot be read.
     """
-    earlier = read_rows(folder / "mAP_table.csv")
-    for path in folder.glob("top[0-9]*.csv"):
-        path.unlink()
-    shutil.rmtree(folder / "report", ignore_errors=True)
-    write_csv(
-        folder / "APs.csv",
-        ["Image Query", "Text Query", "Instance", "AP"],
-        _aps(evaluation, queries),
-    )
-    if top_k:
-        columns = ["Image Query", "Text Query", "Instance", f"P@{top_k}", f"R@{top_k}"]
-        numbers = range(1, top_k + 1)
-        columns += [f"{name}_{number}" for number in numbers for name in ("path", "match")]
-        rows = _top_rows(evaluation, queries, database, top_k)
-        write_csv(folder / f"top{top_k}.csv", columns, rows)
-    write_table(folder / "mAP_table.csv", [*earlier, row])
+    with locked(folder):
+        earlier = read_rows(folder / "mAP_table.csv")
+        write_csv(
+            folder / "APs.csv",
+            ["Image Query", "Text Query", "Instance", "AP"],
+            _aps(evaluation, queries),
+        )
+        for path in folder.glob("top[0-9]*.csv"):
+            path.unlink()
+        shutil.rmtree(folder / "report", ignore_errors=True)
+        if top_k:
+            columns = ["Image Query", "Text Query", "Instance", f"P@{top_k}", f"R@{top_k}"]
+            numbers = range(1, top_k + 1)
+            columns += [f"{name}_{number}" for number in numbers for name in ("path", "match")]
+            rows = _top_rows(evaluation, queries, database, top_k)
+            write_csv(folder / f"top{top_k}.csv", columns, rows)
+        write_table(folder / "mAP_table.csv", [*earlier, row])
 
 
 def _aps(evaluation: Evaluation, queries: pd.DataFrame) -> Iterable[list]:

@@ -39,6 +39,7 @@ from tqdm.utils import CallbackIOWrapper
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import (
+    Parser,
     UserError,
     add_flag,
     git_blob_id,
@@ -741,7 +742,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
     Raises UserError for a flag that would do nothing.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="download.py",
         description="Download the data set and the assets of the published numbers, verified.",
         epilog=EPILOG,

@@ -1,17 +1,23 @@
 """The retrieval command: what it writes, and one clear line for every mistake."""
 
 import csv
+import hashlib
 import json
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from native import copy_world, world_arguments, write_native_world
 
+from utils_evaluation import Evaluation, Positives
+from utils_runs import DEFAULTS, Run
 from utils_storage import mean_path, synthetic_path
+from utils_tables import read_rows, write_results
 
 ROOT = Path(__file__).parents[1]
 
@@ -318,6 +324,37 @@ def cut_table(folder: Path) -> None:
     table.write_text(table.read_text("utf-8").rstrip("\n").rpartition(",")[0] + "\n")
 
 
+def edit_table(name: str, row: int, cells: str):
+    """Write other cells in a row (from 0, the header) of a table of the features."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "features/clip_features/icir" / name
+        lines = path.read_text().splitlines()
+        lines[row] = cells
+        path.write_text("\n".join(lines) + "\n")
+
+    return edit
+
+
+def edit_manifest(content: str):
+    return lambda f: (f / "features/clip_features/icir/manifest.json").write_text(content)
+
+
+def lengthen_database(folder: Path) -> None:
+    with open(folder / "features/clip_features/icir/database_image.npy", "ab") as file:
+        file.write(b"more")
+
+
+def mean_of_nothing(folder: Path) -> None:
+    """Normalisation features at right angles to one another: their lowest similarity is 0."""
+    path = synthetic_path(folder / "synthetic_data", "clip")
+    with np.load(path) as content:
+        arrays = dict(content)
+    dim = arrays["image_features"].shape[1]
+    arrays["image_features"], arrays["text_features"] = np.eye(dim)[:3], np.eye(dim)[3:6]
+    np.savez(path, **arrays)
+
+
 MISTAKES = {
     "a zero row of a corpus": (spoil_styles(slice(2, 3)), [], "feats: row 3 is zero or not finite"),
     "a corpus of one prompt": (keep_one_style, [], "one prompt; the projection needs two or more"),
@@ -340,6 +377,32 @@ MISTAKES = {
         "manifest.json holds no JSON object",
     ),
     "a table that is cut": (cut_table, [], "no instance; extract it again"),
+    "a cell too many": (
+        edit_table("database.csv", 7, "a.jpg,on sand, at night,it"),
+        [],
+        "database.csv: Error tokenizing data. C error: Expected 3 fields in line 8, saw 4",
+    ),
+    "a cell too many at first": (
+        edit_table("query.csv", 1, "a.jpg,on sand, at night,it"),
+        [],
+        "query.csv, row 2: more than 3 columns",
+    ),
+    "other columns": (edit_table("query.csv", 0, "path,text,instance"), [], "the columns are not"),
+    "bytes behind the last row": (lengthen_database, [], "has bytes behind its last row"),
+    "an empty manifest": (edit_manifest("{}"), [], "is not the manifest of the files beside it"),
+    "a manifest of other rows": (
+        edit_manifest('{"model": "some", "counts": {"query": 1, "database": 2}}'),
+        [],
+        "is not the manifest of the files beside it",
+    ),
+    "nothing to divide by": (
+        mean_of_nothing,
+        ["--no-standardize_features", "--no-use_laion_mean"],
+        "a lowest similarity of the normalisation features is 0",
+    ),
+    "no number": (None, ["--top_k", "1.5"], "argument --top_k/--top-k: invalid int value: '1.5'"),
+    "no folder": (None, ["--dataset", "nowhere/icir"], "'nowhere/icir' is no folder"),
+    "no data set": (None, ["--dataset", ""], "--dataset '' is no folder"),
     "endless components": (
         None,
         ["--num_principal_components_for_projection", "inf"],
@@ -416,3 +479,54 @@ def test_a_mistake_is_one_line_with_status_2_and_writes_nothing(world, tmp_path,
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_data_set_of_that_name_is_refused(world, tmp_path):
+    folder = copy_world(world, tmp_path / "copy")
+    (tmp_path / "icir").mkdir()
+    annotation = tmp_path / "icir" / "query_files.csv"
+    annotation.write_text("a.jpg,red,it\n")
+    flags = ("--method", "image", "--dataset", tmp_path / "icir")
+    digest = hashlib.sha256(annotation.read_bytes()).hexdigest()
+    for named, status in (("0" * 64, 2), (digest, 0)):
+        content = json.dumps({"model": "some", "sources": {"query_files.csv": named}})
+        edit_manifest(content)(folder)
+        done = run(folder, *map(str, flags))
+        assert done.returncode == status, done.stderr
+        assert ("is of another query_files.csv than" in done.stderr) == (status == 2)
+
+
+def test_no_method_is_written_where_one_cannot_be(world, tmp_path):
+    results = tmp_path / "results" / "icir"
+    results.mkdir(parents=True)
+    (results / "sum").write_text("in the way")
+    done = run(world, "--method", "all", "--results_dir", str(tmp_path / "results"))
+    assert done.returncode == 2
+    assert f"{results / 'sum'} is not a folder" in done.stderr
+    assert [path.name for path in results.iterdir()] == ["sum"]
+
+
+def test_runs_at_once_lose_no_row(tmp_path):
+    """Threads lock like processes: each opens the folder for itself."""
+    none = np.empty(0, np.int64)
+    evaluation = Evaluation(
+        run=Run("image", DEFAULTS, "image"),
+        backbone="clip",
+        instance=np.array(["it"]),
+        positives=Positives(none, none),
+        ranks=none,
+        ap=np.zeros(1),
+        tied=np.zeros(1, bool),
+        top_rows=none,
+        top_scores=none,
+        seconds=0.0,
+    )
+    queries = pd.DataFrame({"image_path": ["a.jpg"], "text": ["red"], "instance": ["it"]})
+
+    def write(number: int) -> None:
+        write_results(tmp_path, evaluation, {"number": str(number)}, queries, None, 0)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(40)))
+    rows = read_rows(tmp_path / "mAP_table.csv")
+    assert sorted(int(row["number"]) for row in rows) == list(range(40))

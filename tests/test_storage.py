@@ -44,6 +44,15 @@ def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(tmp_path, prot
     assert not victim.exists()
 
 
+def test_a_pickle_cannot_change_what_reads_the_next_one(tmp_path):
+    """A pickle may set attributes of what it names; here, of a function of torch's."""
+    path = tmp_path / "query_icir_features.pkl"
+    name = b"ctorch._utils\n_rebuild_tensor_v2\n"
+    path.write_bytes(b"(" + name + b"(dS'changed'\nI1\nsb0d.")
+    assert load_pickle(path) == {}
+    assert not hasattr(torch._utils._rebuild_tensor_v2, "changed")
+
+
 def test_a_tensor_in_a_pickle_cannot_smuggle_code(tmp_path):
     """A tensor's storage is a pickle of its own inside the pickle."""
     victim = tmp_path / "created"
