@@ -5,7 +5,7 @@
 Every file is verified by the hash its publisher gives. Files that are there and right are kept;
 wrong ones are named and left alone unless --overwrite is given. A download that was cut goes on
 where it stopped (from the Hub: with the file it was at), and a file has its final name only when
-it is whole and right.
+it is whole and right (the Hub's library names its files itself: they are verified where they lie).
 """
 
 from __future__ import annotations

@@ -196,8 +196,8 @@ def test_image_mean(world, small_clip, encoder, command, tmp_path, shards):
     command("--images", str(images), "--data_dir", str(tmp_path), dataset="mean")
     path = mean_path(tmp_path, f"local-dir:{small_clip}")
     assert sorted(os.listdir(path.parent)) == [path.name]
-    command("--features_dir", "plain")  # there already, if its own test came before
-    features = np.load(output_folder(world, small_clip, "plain") / "query_image.npy")
+    command("--features_dir", str(tmp_path / "features"))
+    features = np.load(output_folder(world, small_clip, tmp_path / "features") / "query_image.npy")
     if not shards:
         features = features[:5]  # the distinct ones
     units = features / np.linalg.norm(features, axis=1, keepdims=True)

@@ -445,7 +445,7 @@ def run_tar(folder: Path, site: Site, *argv: str) -> subprocess.CompletedProcess
     return run(folder, "icir", "--source", "tar", *argv, ICIR_ARCHIVE_URL=f"{site.url}{ARCHIVE}")
 
 
-def test_archive_is_installed_then_kept_without_network(site, tmp_path, closed_url):
+def test_archive_is_installed_then_kept_without_a_request(site, tmp_path):
     serve_archive(site, pack(in_icir(DATA_SET, "icir/")), cuts=[100])
     result = run_tar(tmp_path, site)
     assert result.returncode == 0, result.stderr

@@ -1,6 +1,7 @@
 """A data set and a backbone of one's own, from raw images to a table, through both commands."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,10 +86,11 @@ def test_from_raw_images_to_a_table(extracted, small_clip):
     assert "warning" not in done.stderr
 
 
-def test_features_of_two_models_are_not_mixed(extracted, make_clip, small_clip):
+def test_features_of_two_models_are_not_mixed(extracted, make_clip, small_clip, tmp_path):
     """The corpora of another model, put where this model's are looked for, are refused."""
     from conftest import SMALL_CLIP
 
+    extracted = shutil.copytree(extracted, tmp_path / "copy")
     other = make_clip("other", SMALL_CLIP | {"quick_gelu": False}, seed=3)
     done = run(
         extracted, "create_features.py", other, "--dataset", "corpus", "--features_dir", "others"

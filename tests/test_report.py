@@ -247,6 +247,15 @@ class TestThumbnails:
             assert (tmp_path / "a" / path.name).read_bytes() == path.read_bytes()
             assert (tmp_path / "b" / path.name).samefile(path)
 
+    def test_a_cache_that_cannot_be_written_is_no_bad_image(self, tmp_path, monkeypatch):
+        def refuse(path):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        store = CountingStore({"x.png": encoded(noise(40, 40, 1))})
+        monkeypatch.setattr(utils_report, "atomic_path", refuse)
+        with pytest.raises(PermissionError):
+            make_thumbnails(store, [("database", "x.png")], tmp_path / "cache", tmp_path / "a")
+
     def test_a_changed_image_gets_a_new_thumbnail(self, tmp_path):
         store = CountingStore({"x.png": encoded(noise(40, 40, 1))})
         wanted = [("database", "x.png")]

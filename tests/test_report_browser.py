@@ -41,7 +41,7 @@ def run_retrieval(*flags) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A drawn data set with reports: of method sum (top 6), of each other one, and of all rows."""
+    """A drawn data set with reports of the methods sum and image (top 6), and their comparison."""
     world = make_world(tmp_path_factory.mktemp("world"))
     for method in ("sum", "image"):
         run_retrieval(*world.flags(), "--method", method, "--top_k", TOP_K, "--report")

@@ -50,10 +50,11 @@ def read(path: Path) -> list[dict[str, str]]:
 # --- results -----------------------------------------------------------------------------------
 
 
-def test_a_run_adds_a_row_and_native_files_agree_with_the_reference(world):
-    results = world / "results" / "icir" / "basic"
+def test_a_run_adds_a_row_and_native_files_agree_with_the_reference(world, tmp_path):
+    results = tmp_path / "icir" / "basic"
+    flags = ("--method", "basic", "--use_preset", "--top_k", "7", "--results_dir", str(tmp_path))
     for _ in range(2):
-        output = succeed(world, "--method", "basic", "--use_preset", "--top_k", "7")
+        output = succeed(world, *flags)
     rows = read(results / "mAP_table.csv")
     assert [row["mAP"] for row in rows] == ["40.18", "40.18"]
     assert rows[0]["num_principal_components_for_projection"] == "250"
