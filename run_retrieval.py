@@ -295,13 +295,21 @@ def run_all(
     painter: where to draw a sweep, None where there is nothing to draw.
     """
     with quick_imports():
-        import torch  # noqa: F401
+        from concurrent.futures import ThreadPoolExecutor
+
         from tqdm import tqdm
 
-        from utils_evaluation import evaluate
-        from utils_storage import load_features, manifest_hash
+        from utils_storage import is_native, load_features, manifest_hash
 
-    features = load_features(args.features_dir, args.backbone, dataset_name(args.dataset))
+        # The tables are parsed while torch is imported, which pickles need first.
+        with ThreadPoolExecutor(1) as reader:
+            place = (args.features_dir, args.backbone, dataset_name(args.dataset))
+            loading = reader.submit(load_features, *place) if is_native(*place) else None
+            import torch  # noqa: F401
+
+            from utils_evaluation import evaluate
+
+    features = loading.result() if loading else load_features(*place)
     check_folder(args.dataset, features)
     check_context(features, runs)
     device = select_device(args.gpu)

@@ -256,6 +256,11 @@ def features_folder(features_dir: str | Path, backbone: str, dataset: str) -> Pa
     return Path(features_dir) / backbone_folder(backbone) / dataset
 
 
+def is_native(features_dir: str | Path, backbone: str, dataset: str) -> bool:
+    """Whether a data set's features lie there in native files."""
+    return (features_folder(features_dir, backbone, dataset) / "manifest.json").exists()
+
+
 def load_features(features_dir: str | Path, backbone: str, dataset: str) -> Features:
     """Read a data set's features, native if there, else the reference's pickles.
 
@@ -263,7 +268,7 @@ def load_features(features_dir: str | Path, backbone: str, dataset: str) -> Feat
     """
     folder = features_folder(features_dir, backbone, dataset)
     pickles = [folder / f"{split}_{dataset}_features.pkl" for split in ("query", "database")]
-    if (folder / "manifest.json").exists():
+    if is_native(features_dir, backbone, dataset):
         features = Features(backbone, dataset, **_load_native(folder))
     elif all(path.exists() for path in pickles):
         return load_reference_features(features_dir, backbone, dataset)
