@@ -20,7 +20,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ from utils import (
     UserError,
     add_flag,
     code_version,
+    last_part,
     read_json,
     require_writable,
     run_command,
@@ -479,7 +480,10 @@ def _limit(annotations: dict[str, Annotation], limit: int) -> dict[str, Annotati
 
     Raises UserError if no query is left.
     """
-    query, database = (_select(annotations[s], range(limit)) for s in SPLITS)
+    query, database = (
+        _select(annotation, range(min(limit, len(annotation.image_paths))))
+        for annotation in (annotations[split] for split in SPLITS)
+    )
     known = set(database.instances)
     kept = [row for row, instance in enumerate(query.instances) if instance in known]
     if not kept:
@@ -495,9 +499,8 @@ def _limit(annotations: dict[str, Annotation], limit: int) -> dict[str, Annotati
     return {"query": _select(query, kept), "database": database}
 
 
-def _select(annotation: Annotation, rows: Iterable[int]) -> Annotation:
-    """Those rows of an annotation that there are."""
-    rows = [row for row in rows if row < len(annotation.image_paths)]
+def _select(annotation: Annotation, rows: Sequence[int]) -> Annotation:
+    """Those rows of an annotation, by number."""
     columns = {f"{n}s": [getattr(annotation, f"{n}s")[row] for row in rows] for n in COLUMNS}
     return replace(annotation, **columns)
 
@@ -1028,7 +1031,7 @@ def _convert_dataset(args: argparse.Namespace) -> None:
     from utils_extraction import native_path, publishing, write_table
     from utils_storage import features_folder, load_reference_features, read_database_table
 
-    name = os.path.basename(os.path.abspath(args.dataset))
+    name = last_part(args.dataset)
     source = features_folder(args.from_pkl, args.backbone, name)
     pickles = [source / f"{split}_{name}_features.pkl" for split in SPLITS]
     for path in pickles:

@@ -24,6 +24,7 @@ from utils import (
     UserError,
     add_flag,
     code_version,
+    last_part,
     quick_imports,
     require_writable,
     run_command,
@@ -187,7 +188,8 @@ def main(argv: list[str]) -> None:
     check_combination(args)
     runs, labels = plan_runs(args)
     folder = args.results_dir / dataset_name(args.dataset)
-    for place in dict.fromkeys((folder, *(folder / run.variant for run in runs))):
+    alone = [] if args.sweep or args.ablation else runs  # which write a folder each
+    for place in (folder, *(folder / run.variant for run in alone)):
         require_writable(place, "--results_dir")
     with _painter(bool(args.sweep) and _is_drawn(labels)) as painter:
         run_all(args, runs, labels, painter)
@@ -351,7 +353,7 @@ def dataset_name(dataset: str) -> str:
     """
     if not dataset or (os.sep in dataset and not os.path.isdir(dataset)):
         raise UserError(f"--dataset {dataset!r} is no folder; give the name or the folder")
-    return os.path.basename(os.path.abspath(dataset))
+    return last_part(dataset)
 
 
 def check_folder(dataset: str, features: Features) -> None:

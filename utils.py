@@ -135,6 +135,11 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def last_part(path: str | Path) -> str:
+    """The last part of a path, also of "." and of one that ends in a slash."""
+    return os.path.basename(os.path.abspath(path))
+
+
 def require_writable(folder: Path, flag: str) -> None:
     """Raise UserError, naming the flag, unless the folder can be written or made. Makes nothing."""
     there = Path(os.path.abspath(folder))

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils import UserError, sha256_file
+from utils import UserError, last_part, sha256_file
 
 SPLITS = ("query", "database")
 COLUMNS = ("image_path", "text", "instance")
@@ -82,7 +82,7 @@ def list_datasets(data_dir: str | Path) -> list[str]:
 
 
 def _dataset_name(root: Path) -> str:
-    name = os.path.basename(os.path.abspath(root))
+    name = last_part(root)
     if name in RESERVED_NAMES:
         raise UserError(
             f"{root}: a data set cannot be called {name!r}, that name is taken under features/; "

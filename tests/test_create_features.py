@@ -181,6 +181,8 @@ def test_a_limit_keeps_queries_that_can_be_evaluated(world, small_clip, command,
     features = load_features("six", f"local-dir:{small_clip}", "sorted_first6")
     assert list(features.queries["instance"]) == ["o0", "o0"]
     assert features.manifest["counts"] == {"query": 2, "database": 6}
+    command("--limit", str(10**12), "--features_dir", "all")
+    assert "queries kept" not in capsys.readouterr().out
 
 
 def test_data_set_of_ones_own(world, small_clip, command):

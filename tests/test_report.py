@@ -516,6 +516,7 @@ class TestCompareRuns:
             ("image,ap\nx,1\n", "not a table with the columns"),
             ("Image Query,Text Query,Instance,AP\nx,y,z,high\n", "not a table with the columns"),
             ("Image Query,Text Query,Instance,AP\nx,y,z,nan\n", "row 2: AP is not from 0 to 1"),
+            ("Image Query,Text Query,Instance,AP\nx,y,z,7.5\n", "row 2: AP is not from 0 to 1"),
             ("Image Query,Text Query,Instance,AP\n", "has no queries"),
             ("", "not a table with the columns"),
         ],

@@ -115,6 +115,17 @@ def test_native_and_reference_files_hold_the_same(tmp_path):
         assert np.array_equal(native.database.read(rows), reference.database.read(rows))
 
 
+def test_paths_in_any_alphabet(tmp_path):
+    folder = write_native_world(tmp_path) / "features/clip_features/icir"
+    plain = load_features(tmp_path / "features", "clip", "icir")
+    table = read_database_table(plain)
+    table["image_path"] = "画像/ü " + table["image_path"]
+    table.to_csv(folder / "database.csv", index=False)
+    named = load_features(tmp_path / "features", "clip", "icir")
+    assert named.labels.equals(plain.labels)
+    assert read_database_table(named).equals(table)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_mapped_rows_are_the_files_rows(tmp_path, dtype):
     rows = np.random.default_rng(0).normal(size=(5000, 7)).astype(dtype)
