@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice, starmap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,10 +20,12 @@ from utils_storage import ArrayRows, Features, MappedRows
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 # (query, row) pairs of a block that are scored together: fits the caches; fills a GPU
 PAIRS_SCORED = {"cpu": 1 << 19, "cuda": 1 << 24}
 SCORES_RANKED = 1 << 22  # of several runs, together
+BLOCKS_AT_ONCE = 8  # searched by as many threads of a CPU, at most; memory grows with them
 PINNED_BYTES = 256 << 20  # size of each of the two buffers through which rows go to the GPU
 
 
@@ -99,28 +101,13 @@ def instance_blocks(queries: pd.DataFrame, labels: pd.DataFrame) -> list[Block]:
     return blocks
 
 
-def stream_blocks(
-    database: MappedRows | ArrayRows, blocks: Sequence[Block], device: torch.device
-) -> Iterator[tuple[Block, torch.Tensor]]:
-    """Each block with its raw rows (n, D) on the device, every row read once.
-
-    On the CPU the rows are the mapped file itself.
-    """
-    import torch
-
-    if device.type != "cpu":
-        yield from _copied_blocks(database, blocks, device)
-        return
-    for block in blocks:
-        yield block, torch.from_numpy(database.read(block.rows))
-
-
 def _copied_blocks(
     database: MappedRows | ArrayRows, blocks: Sequence[Block], device: torch.device
-) -> Iterator[tuple[Block, torch.Tensor]]:
-    """stream_blocks through two buffers, pinned for a GPU, in large copies.
+) -> Iterator[tuple[Block, Tensor]]:
+    """Each block with its raw rows (n, D) on a GPU, through two pinned buffers, in large copies.
 
-    A thread reads the next group of blocks into one of them while the other is copied and searched.
+    Every row is read once. A thread reads the next group of blocks into one of them while the other
+    is copied and searched.
     """
     import torch
 
@@ -131,7 +118,7 @@ def _copied_blocks(
     buffers = [torch.empty(shape, dtype=dtype, pin_memory=pin) for _ in range(2)]
     copied = [torch.cuda.Event() if pin else None for _ in buffers]
 
-    def read(turn: int) -> torch.Tensor:
+    def read(turn: int) -> Tensor:
         """A group's rows in its buffer, once the copy of what it held is done."""
         if pin:
             copied[turn % 2].synchronize()
@@ -237,19 +224,17 @@ class Evaluation:
         return np.split(values[order], np.cumsum(self.positive_count)[:-1])
 
 
-class _Collector:
-    """Gathers one run's ranks block by block, on the device until the end."""
+@dataclass(frozen=True)
+class _Found:
+    """What one run finds in one block (or in a part of it, of fewer queries), on the device.
 
-    def __init__(self, top_k: int):
-        self.top_k = top_k
-        self.ranks, self.tied, self.top = [], [], []
+    ranks int32, tied bool: (p,), of the positives. top: scores float32 and positions int64 (q, K),
+    best first, or None.
+    """
 
-    def add(self, scores: torch.Tensor, ranks: torch.Tensor, tied: torch.Tensor) -> None:
-        self.ranks.append(ranks.int())
-        self.tied.append(tied)
-        if self.top_k:
-            ordered = scores.sort(dim=1, descending=True, stable=True)
-            self.top.append([part[:, : self.top_k].clone().cpu().numpy() for part in ordered])
+    ranks: Tensor
+    tied: Tensor
+    top: tuple[np.ndarray, np.ndarray] | None
 
 
 def _batches(pairs: Iterator, size: int) -> Iterator[list]:
@@ -258,12 +243,61 @@ def _batches(pairs: Iterator, size: int) -> Iterator[list]:
         yield batch
 
 
-def _rank(pairs: list[tuple[_Collector, torch.Tensor]], positive: tuple, ties: str) -> None:
-    """Rank the positives of a block in several runs' scores (Q, N)."""
-    matrices = [scores for _, scores in pairs]
-    for pair, *ranked in zip(pairs, *positive_ranks(matrices, *positive, ties), strict=True):
-        collector, scores = pair
-        collector.add(scores, *ranked)
+def _find(
+    block: Block, queries: Queries, gallery: Gallery, prepared: Sequence, ties: str, top_k: int
+) -> dict[int, _Found]:
+    """Score a gallery for a block's queries in all runs; what each finds, by number.
+
+    queries: of the block. prepared: see _by_method.
+    """
+    import torch
+
+    positive = tuple(
+        torch.from_numpy(index).to(gallery.raw.device)
+        for index in (block.positive_query, block.positive_row)
+    )
+    found = {}
+    for method, points, numbers in prepared:
+        pairs = zip(numbers, METHODS[method].scores(queries, gallery, points), strict=True)
+        for some in _batches(pairs, SCORES_RANKED // (len(block) * len(block.queries))):
+            ranked = positive_ranks([scores for _, scores in some], *positive, ties)
+            for (number, scores), ranks, tied in zip(some, *ranked, strict=True):
+                found[number] = _Found(ranks.int(), tied, _best(scores, top_k) if top_k else None)
+    return found
+
+
+def _best(scores: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best scores of every query and their positions: (Q, N) -> twice (Q, min(k, N))."""
+    ordered = scores.sort(dim=1, descending=True, stable=True)
+    return tuple(part[:, :k].clone().cpu().numpy() for part in ordered)
+
+
+def _in_blocks(
+    search: Callable[[Block, Tensor], list],
+    database: MappedRows | ArrayRows,
+    blocks: Sequence[Block],
+    device: torch.device,
+) -> Iterator[list]:
+    """search(block, raw rows (n, D) on the device) of every block, in order; rows are read once.
+
+    On a CPU several blocks are searched at once, the rows being the mapped file itself, and the
+    threads of torch shared among them: a product of a few queries gains little from more threads.
+    """
+    import torch
+
+    if device.type != "cpu":
+        yield from starmap(search, _copied_blocks(database, blocks, device))
+        return
+    threads = torch.get_num_threads()
+    workers = min(threads, len(blocks), BLOCKS_AT_ONCE)
+    torch.set_num_threads(threads // workers)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(
+                lambda block: search(block, torch.from_numpy(database.read(block.rows))), blocks
+            )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def evaluate(
@@ -289,34 +323,29 @@ def evaluate(
         raise UserError(f"{features.source.parent} holds no query; extract the features again")
     queries = _queries(features, device)
     top_k = min(top_k, max(map(len, blocks)))
-    collectors = [_Collector(top_k) for _ in runs]
     prepared = list(_by_method(runs, assets))
-    searched = []
-    with torch.inference_mode():
-        for block, raw in progress(stream_blocks(features.database, blocks, device), len(blocks)):
-            gallery = Gallery.of(raw)
-            _check_rows(gallery, block, features)
-            for part in block.split(PAIRS_SCORED[device.type]):
-                searched.append(part)
-                own = _select(queries, torch.from_numpy(part.queries).to(device))
-                positive = tuple(
-                    torch.from_numpy(index).to(device)
-                    for index in (part.positive_query, part.positive_row)
-                )
-                for method, points, numbers in prepared:
-                    matrices = METHODS[method].scores(own, gallery, points)
-                    pairs = zip((collectors[number] for number in numbers), matrices, strict=True)
-                    for some in _batches(pairs, SCORES_RANKED // (len(part) * len(part.queries))):
-                        _rank(some, positive, ties)
-    positives, order = _positives(searched)
+
+    @torch.inference_mode()
+    def search(block: Block, raw: Tensor) -> list[tuple[Block, dict[int, _Found]]]:
+        """Every part of a block with what the runs find in it."""
+        gallery = Gallery.of(raw)
+        _check_rows(gallery, block, features)
+        parts = []
+        for part in block.split(PAIRS_SCORED[device.type]):
+            own = _select(queries, torch.from_numpy(part.queries).to(device))
+            parts.append((part, _find(part, own, gallery, prepared, ties, top_k)))
+        return parts
+
+    searches = progress(_in_blocks(search, features.database, blocks, device), len(blocks))
+    parts, found = zip(*chain.from_iterable(searches), strict=True)
+    positives, order = _positives(parts)
     count = len(features.queries)
     evaluations = []
-    for run in runs:
-        collector = collectors.pop(0)  # of many runs, not all are kept twice
-        ranks, tied = (
-            torch.cat(part).cpu().numpy()[order] for part in (collector.ranks, collector.tied)
-        )
-        top_rows, top_scores = _top(searched, collector.top, count, top_k)
+    for number, run in enumerate(runs):
+        own = [by_run.pop(number) for by_run in found]  # of many runs, not all are kept twice
+        ranks = torch.cat([part.ranks for part in own]).cpu().numpy()[order]
+        tied = torch.cat([part.tied for part in own]).cpu().numpy()[order]
+        top_rows, top_scores = _top(parts, [part.top for part in own], count, top_k)
         evaluations.append(
             Evaluation(
                 run=run,
@@ -349,7 +378,7 @@ def _by_method(runs: Sequence[Run], assets: Assets):
 
 
 def _queries(features: Features, device: torch.device) -> Queries:
-    def unit(array: np.ndarray | None, name: str) -> torch.Tensor | None:
+    def unit(array: np.ndarray | None, name: str) -> Tensor | None:
         place = f"{features.source.parent}: {name} features of the queries"
         return None if array is None else unit_features(array, device, place)
 
@@ -360,7 +389,7 @@ def _queries(features: Features, device: torch.device) -> Queries:
     )
 
 
-def unit_features(array: np.ndarray, device: torch.device, place: str) -> torch.Tensor:
+def unit_features(array: np.ndarray, device: torch.device, place: str) -> Tensor:
     """Feature rows at unit length on the device: (rows, D) float32 -> the same.
 
     Raises UserError, with the place and the row, for a row that is zero, infinite or NaN.
@@ -400,7 +429,7 @@ def _top(blocks: Sequence[Block], top: list, queries: int, k: int):
     """Top rows int64 (Q, K) and scores float32 (Q, K) from the blocks' (scores, positions)."""
     rows = np.full((queries, k), -1, dtype=np.int64)
     scores = np.full((queries, k), -np.inf, dtype=np.float32)
-    for block, (value, position) in zip(blocks, top, strict=bool(k)):
+    for block, (value, position) in zip(blocks, top, strict=True) if k else ():
         rows[block.queries, : position.shape[1]] = block.database_rows(position)
         scores[block.queries, : value.shape[1]] = value
     return rows, scores

@@ -330,15 +330,16 @@ def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoi
         eigen = p.project_features and components(
             p.specified_corpus, p.specified_ncorpus, p.aa, m_t
         )
-        prepared.append(
-            BasicPoint(
-                parameters=p,
-                image_mean=m_i,
-                text_mean=m_t,
-                basis=basis(*eigen, p.num_principal_components_for_projection) if eigen else None,
-                minima=minima,
-            )
+        point = BasicPoint(
+            parameters=p,
+            image_mean=m_i,
+            text_mean=m_t,
+            basis=basis(*eigen, p.num_principal_components_for_projection) if eigen else None,
+            minima=minima,
         )
+        if p.normalize_similarities and not point.own_mean:
+            minima(m_i, m_t)  # now, and not by several blocks that are searched at once
+        prepared.append(point)
     return prepared
 
 

@@ -72,3 +72,12 @@ def make_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def small_clip(make_clip: Callable[..., Path]) -> Path:
     """The folder of a small QuickGELU CLIP (32-pixel images, 48-d features): `local-dir:{it}`."""
     return make_clip("small", SMALL_CLIP)
+
+
+@pytest.fixture
+def four_threads():
+    """torch computes with four threads, whatever the machine has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(threads)

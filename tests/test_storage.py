@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from native import GOLDEN, write_native_world
 
 import utils_evaluation
 from utils import UserError
-from utils_evaluation import Block, _copied_blocks, instance_blocks
+from utils_evaluation import Block, _copied_blocks, _in_blocks, instance_blocks
 from utils_storage import (
     MappedRows,
     check_same_model,
@@ -225,3 +226,29 @@ def test_blocks_that_are_copied_are_the_files_rows(tmp_path, monkeypatch, dtype,
     assert [block.name for block, _ in copied] == ["0", "1", "2", "3"]
     for block, part in copied:
         assert np.array_equal(part.numpy(), rows[block.rows])
+
+
+def test_blocks_are_searched_in_order_and_an_error_ends_the_search(tmp_path, four_threads):
+    """Blocks lie in any order in the file, and several are searched at the same time."""
+    rows = np.arange(600, dtype=np.float32).reshape(300, 2)
+    np.save(tmp_path / "rows.npy", rows)
+    nothing = np.empty(0, np.int64)
+    starts = np.random.default_rng(0).permutation(300)
+    blocks = [Block(str(i), nothing, slice(i, i + 1), nothing, nothing) for i in starts]
+    database, device = MappedRows(tmp_path / "rows.npy"), torch.device("cpu")
+    searched, later = [], set(map(id, blocks[21:]))
+
+    def search(block, raw):
+        searched.append(block)
+        if block is blocks[20]:
+            raise UserError("a bad row")
+        if id(block) in later:
+            time.sleep(0.05)
+        return raw.tolist()
+
+    found = _in_blocks(search, database, blocks, device)
+    assert [next(found) for _ in range(20)] == rows[starts[:20], None].tolist()
+    with pytest.raises(UserError, match="a bad row"):
+        next(found)
+    assert torch.get_num_threads() == 4
+    assert len(searched) < len(blocks)
