@@ -187,10 +187,8 @@ def main(argv: list[str]) -> None:
         return
     check_combination(args)
     runs, labels = plan_runs(args)
-    folder = args.results_dir / dataset_name(args.dataset)
-    alone = [] if args.sweep or args.ablation else runs  # which write a folder each
-    for place in (folder, *(folder / run.variant for run in alone)):
-        require_writable(place, "--results_dir")
+    for folder in written_folders(args, runs):
+        require_writable(folder, "--results_dir")
     with _painter(labels, wanted=bool(args.sweep)) as painter:
         run_all(args, runs, labels, painter)
 
@@ -284,6 +282,16 @@ def _check_synthetic(args: argparse.Namespace, runs: list[Run]) -> None:
         )
 
 
+def written_folders(args: argparse.Namespace, runs: list[Run]) -> list[Path]:
+    """Where tables go: the data set's folder, then that of a sweep or ablation, else one a run."""
+    folder = args.results_dir / dataset_name(args.dataset)
+    if not args.sweep and not args.ablation:
+        return [folder, *(folder / run.variant for run in runs)]
+    base = settle_parameters(args.method, given_parameters(args), args.use_preset)
+    kind = "sweep" if args.sweep else "ablation"
+    return [folder, folder / f"{_named(args, args.method, base).variant}_{kind}"]
+
+
 # ---------------------------------------------------------------------------------------------
 # Running
 # ---------------------------------------------------------------------------------------------
@@ -307,7 +315,7 @@ def run_all(
         with ThreadPoolExecutor(1) as reader:
             place = (args.features_dir, args.backbone, dataset_name(args.dataset))
             loading = reader.submit(load_features, *place) if is_native(*place) else None
-            import torch  # noqa: F401
+            import torch
 
             from utils_evaluation import evaluate
 
@@ -315,20 +323,25 @@ def run_all(
     check_folder(args.dataset, features)
     check_context(features, runs)
     device = select_device(args.gpu)
-    assets = load_assets(args, features, [run.parameters for run in runs], device)
     wanted = runs + _ends(args, runs, labels)
     distinct = list(dict.fromkeys(wanted))
-    evaluated = evaluate(
-        features,
-        distinct,
-        assets,
-        device,
-        ties=args.ties,
-        top_k=args.top_k or (REPORT_TOP_K if args.report else 0),
-        progress=lambda blocks, count: tqdm(
-            blocks, total=count, unit="instance", disable=None, leave=False
-        ),
-    )
+    try:
+        evaluated = evaluate(
+            features,
+            distinct,
+            load_assets(args, features, [run.parameters for run in runs], device),
+            device,
+            ties=args.ties,
+            top_k=args.top_k or (REPORT_TOP_K if args.report else 0),
+            progress=lambda blocks, count: tqdm(
+                blocks, total=count, unit="instance", disable=None, leave=False
+            ),
+        )
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory does not hold the work ({str(error).splitlines()[0]}); sweep fewer "
+            "values at a time, or use the CPU with --gpu -1"
+        ) from error
     found = dict(zip(distinct, evaluated, strict=True))
     evaluations = [found[run] for run in wanted]
     facts = {
@@ -337,11 +350,11 @@ def run_all(
         "features": manifest_hash(features),
         "version": code_version() or "unknown",
     }
-    folder = args.results_dir / features.dataset
+    folder, own, *_ = written_folders(args, runs)
     if args.sweep:
-        write_sweep(args, folder, evaluations, labels, facts, painter)
+        write_sweep(own, evaluations, labels, facts, painter)
     elif args.ablation:
-        write_ablation(folder, evaluations, labels, facts)
+        write_ablation(own, evaluations, labels, facts)
     else:
         write_runs(args, folder, features, evaluations, facts)
 
@@ -511,19 +524,14 @@ def find_images(args: argparse.Namespace) -> ImageStore:
 def write_ablation(
     folder: Path, evaluations: list[Evaluation], labels: list[dict], facts: dict
 ) -> None:
-    """Write results/{dataset}/{variant}_ablation/mAP_table.csv and print it."""
+    """Write mAP_table.csv into the folder, results/{dataset}/{variant}_ablation, and print it."""
     from utils_tables import describe_empty, format_table, result_row, write_table
 
     rows = [
         {**label, **result_row(evaluation, facts)}
         for label, evaluation in zip(labels, evaluations, strict=True)
     ]
-    full = next(
-        e.variant
-        for e, label in zip(evaluations, labels, strict=True)
-        if label["components"].endswith("(full)")
-    )
-    table = folder / f"{full}_ablation" / "mAP_table.csv"
+    table = folder / "mAP_table.csv"
     write_table(table, rows)
     print(format_table(rows, ["components", *MEANS]))
     _warn(describe_empty(evaluations[0]))
@@ -541,14 +549,13 @@ def _ends(args: argparse.Namespace, runs: list[Run], labels: list[dict]) -> list
 
 
 def write_sweep(
-    args: argparse.Namespace,
     folder: Path,
     evaluations: list[Evaluation],
     labels: list[dict],
     facts: dict,
     painter: Executor | None,
 ) -> None:
-    """Write results/{dataset}/{variant}_sweep/: a row a point, and a plot over one or two axes."""
+    """Write results/{dataset}/{variant}_sweep: a row a point, and a plot over one or two axes."""
     from utils_tables import describe_empty, format_table, result_row, write_table
 
     points, ends = evaluations[: len(labels)], evaluations[len(labels) :]
@@ -559,8 +566,6 @@ def write_sweep(
     ]
     means = [evaluation.means()["mAP"] for evaluation in points]
     end_means = {evaluation.variant: evaluation.means()["mAP"] for evaluation in ends}
-    base = settle_parameters(args.method, given_parameters(args), args.use_preset)
-    folder = folder / f"{_named(args, args.method, base).variant}_sweep"
     for old in (*folder.glob("*.png"), *folder.glob("*.svg")):
         old.unlink()
     write_table(folder / "mAP_table.csv", rows)

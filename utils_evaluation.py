@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 # (query, row) pairs of a block that are scored together: fits the caches; fills a GPU
 PAIRS_SCORED = {"cpu": 1 << 19, "cuda": 1 << 24}
 SCORES_RANKED = 1 << 22  # of several runs, together
-BLOCKS_AT_ONCE = 8  # searched by as many threads of a CPU, at most; memory grows with them
+BLOCKS_AT_ONCE = 8  # at most, on a CPU; memory grows with them
 PINNED_BYTES = 256 << 20  # size of each of the two buffers through which rows go to the GPU
 
 
@@ -119,9 +120,7 @@ def _copied_blocks(
     copied = [torch.cuda.Event() if pin else None for _ in buffers]
 
     def read(turn: int) -> Tensor:
-        """A group's rows in its buffer, once the copy of what it held is done."""
-        if pin:
-            copied[turn % 2].synchronize()
+        """A group's rows in its buffer."""
         start = 0
         for block in groups[turn]:
             target = buffers[turn % 2][start : start + len(block)]
@@ -134,7 +133,8 @@ def _copied_blocks(
         for turn, group in enumerate(groups):
             rows = ahead.result().to(device, non_blocking=True, copy=True)
             if pin:
-                copied[turn % 2].record()
+                copied[turn % 2].record(torch.cuda.current_stream(device))
+                copied[(turn + 1) % 2].synchronize()  # the buffer that is read into next is free
             if turn + 1 < len(groups):
                 ahead = reader.submit(read, turn + 1)
             yield from zip(group, rows.split([len(block) for block in group]), strict=True)
@@ -289,10 +289,11 @@ def _in_blocks(
         yield from starmap(search, _copied_blocks(database, blocks, device))
         return
     threads = torch.get_num_threads()
-    workers = min(threads, len(blocks), BLOCKS_AT_ONCE)
-    torch.set_num_threads(threads // workers)
+    work = [len(block) * len(block.queries) for block in blocks]
+    share = -(-threads // min(BLOCKS_AT_ONCE, sum(work) // max(work)))  # of a large block, more
+    torch.set_num_threads(share)
     try:
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(threads // share) as pool:
             yield from pool.map(
                 lambda block: search(block, torch.from_numpy(database.read(block.rows))), blocks
             )
@@ -312,8 +313,9 @@ def evaluate(
     """Run methods over a data set in one pass.
 
     assets: on the device. ties: see positive_ranks. top_k: how many best rows to keep per query.
-    progress: wraps the blocks, whose number it is told (tqdm). Raises UserError if there are no
-    queries, for an instance without database rows, and for a row that is zero, infinite or NaN.
+    progress: wraps what the blocks yield, whose number it is told (tqdm). Raises UserError if there
+    are no queries, for an instance without database rows, and for a row that is zero, infinite or
+    NaN.
     """
     import torch
 
@@ -336,8 +338,9 @@ def evaluate(
             parts.append((part, _find(part, own, gallery, prepared, ties, top_k)))
         return parts
 
-    searches = progress(_in_blocks(search, features.database, blocks, device), len(blocks))
-    parts, found = zip(*chain.from_iterable(searches), strict=True)
+    with contextlib.closing(_in_blocks(search, features.database, blocks, device)) as searches:
+        searched = chain.from_iterable(progress(searches, len(blocks)))
+        parts, found = zip(*searched, strict=True)
     positives, order = _positives(parts)
     count = len(features.queries)
     evaluations = []

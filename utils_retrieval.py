@@ -256,7 +256,7 @@ class BasicPoint:
     """One setting of basic with all that does not depend on the block.
 
     text_mean m_t (D,) and basis B (D, k) are None where their step is off; image_mean m_i (D,) is
-    None where it is off or the block's own. minima(m_i, m_t) gives a, b, computed when first asked.
+    None where it is off or the block's own. minima(m_i, m_t) gives a, b, computed once.
     """
 
     parameters: Parameters
@@ -284,7 +284,7 @@ class BasicPoint:
 def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoint]:
     """Do once per run what no block changes: means, projections, normalisation constants.
 
-    Raises UserError if a projection would keep nothing.
+    Raises UserError if a projection would keep nothing, or a normalisation constant is 0.
     """
 
     @cache
@@ -438,7 +438,8 @@ class Method:
     """A method: its scores, the parameters it reads, its preset, and its work before any block.
 
     scores(queries, gallery, points) yields one (Q, N) matrix for each of the points that
-    prepare(parameters, assets) made.
+    prepare(parameters, assets) made. On a CPU it runs in several threads at once, for a block each:
+    what is not of the block is not to be changed.
     """
 
     scores: Callable[[Queries, Gallery, Sequence], Iterator[Tensor]]

@@ -129,7 +129,7 @@ class MappedRows:
     """The rows of a 2-d .npy file of float32 or float16, mapped only while a block is in use.
 
     Each read maps the rows it needs and nothing else, so that memory is bounded by the largest
-    block. shape is (rows, D).
+    blocks. shape is (rows, D).
     """
 
     def __init__(self, path: Path):

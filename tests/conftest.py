@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,3 +83,10 @@ def four_threads():
     torch.set_num_threads(4)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """What a test sets in the environment ends with it: an extraction sets MKL_CBWR."""
+    with unittest.mock.patch.dict(os.environ):
+        yield

@@ -138,14 +138,15 @@ def test_one_pass_over_several_runs_gives_what_each_gives_alone(evaluated):
         assert np.array_equal(alone.ranks, together[flags].ranks)
 
 
-@pytest.mark.parametrize("blocks", [1, 3, 8])
+@pytest.mark.parametrize("blocks", [1, 2, 8])
 def test_blocks_searched_at_once_give_the_same(evaluated, monkeypatch, four_threads, blocks):
     monkeypatch.setattr(utils_evaluation, "BLOCKS_AT_ONCE", blocks)
     evaluations, _ = evaluate_all("clip", torch.device("cpu"))
     assert torch.get_num_threads() == 4
-    for flags, evaluation in evaluated["clip"][0].items():
-        assert np.mean(np.abs(evaluations[flags].ap - evaluation.ap) <= 1e-6) >= 0.99
-        assert np.abs(evaluations[flags].ap - evaluation.ap).max() <= 0.01
+    pairs = [(evaluations[name].ap, one.ap) for name, one in evaluated["clip"][0].items()]
+    difference = np.concatenate([np.abs(one - other) for one, other in pairs])
+    assert (difference <= 1e-6).mean() >= 0.99
+    assert difference.max() <= 0.01
 
 
 def test_pieces_of_any_size_give_the_same(evaluated, monkeypatch):

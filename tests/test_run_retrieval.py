@@ -7,13 +7,18 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from native import copy_world, world_arguments, write_native_world
 
+import run_retrieval
+import utils_evaluation
+from utils import UserError
 from utils_evaluation import Evaluation, Positives
 from utils_runs import DEFAULTS, Run
 from utils_storage import mean_path, synthetic_path
@@ -189,6 +194,34 @@ def test_results_that_cannot_be_written_are_said_before_the_work(world, tmp_path
     assert done.returncode == 2
     assert done.stderr.startswith("error: --results_dir ")
     assert done.stderr.endswith("taken is not a folder; name another folder\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "taken"),
+    [
+        (("--method", "text"), "text"),
+        (("--method", "sum", "--sweep", "fusion_weight=0,1"), "sum_sweep"),
+        (("--method", "basic", "--use_preset", "--ablation"), "basic_ablation"),
+    ],
+)
+def test_each_folder_that_is_written_is_looked_at_before_the_work(world, tmp_path, flags, taken):
+    (tmp_path / "icir").mkdir()
+    (tmp_path / "icir" / taken).write_text("a file")
+    (tmp_path / "icir" / "basic").write_text("not needed")
+    done = run(world, *flags, "--results_dir", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --results_dir ")
+    assert done.stderr.endswith(f"{taken} is not a folder; name another folder\n")
+
+
+def test_too_little_memory_on_a_gpu_is_said(world, monkeypatch):
+    def evaluate(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nand more")
+
+    monkeypatch.setattr(utils_evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(run_retrieval, "quick_imports", nullcontext)  # is for a process's start
+    with pytest.raises(UserError, match=r"Tried to allocate 20 GiB\.\); sweep fewer values"):
+        run_retrieval.main([*world_arguments(world), "--method", "image"])
 
 
 def test_float16_features_give_nearly_the_same(world, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -214,32 +215,39 @@ def test_a_missing_text_is_an_empty_one(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("size", [1, 3_000, 1 << 20])
-def test_blocks_that_are_copied_are_the_files_rows(tmp_path, monkeypatch, dtype, size):
-    """The way of the features to a GPU, through two buffers, here with the CPU at its end."""
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_blocks_that_are_copied_are_the_files_rows(tmp_path, monkeypatch, dtype, size, device):
+    """The way of the features to a GPU, through two buffers; also with the CPU at its end."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
     monkeypatch.setattr(utils_evaluation, "PINNED_BYTES", size)
     rows = np.random.default_rng(0).normal(size=(900, 7)).astype(dtype)
     np.save(tmp_path / "rows.npy", rows)
     nothing = np.empty(0, np.int64)
     cuts = [slice(0, 5), slice(5, 300), np.arange(301, 900, 2), np.arange(300, 900, 2)]
     blocks = [Block(str(i), nothing, cut, nothing, nothing) for i, cut in enumerate(cuts)]
-    copied = list(_copied_blocks(MappedRows(tmp_path / "rows.npy"), blocks, torch.device("cpu")))
+    copied = list(_copied_blocks(MappedRows(tmp_path / "rows.npy"), blocks, torch.device(device)))
     assert [block.name for block, _ in copied] == ["0", "1", "2", "3"]
     for block, part in copied:
-        assert np.array_equal(part.numpy(), rows[block.rows])
+        assert np.array_equal(part.cpu().numpy(), rows[block.rows])
 
 
 def test_blocks_are_searched_in_order_and_an_error_ends_the_search(tmp_path, four_threads):
     """Blocks lie in any order in the file, and several are searched at the same time."""
     rows = np.arange(600, dtype=np.float32).reshape(300, 2)
     np.save(tmp_path / "rows.npy", rows)
-    nothing = np.empty(0, np.int64)
+    one, nothing = np.zeros(1, np.int64), np.empty(0, np.int64)
     starts = np.random.default_rng(0).permutation(300)
-    blocks = [Block(str(i), nothing, slice(i, i + 1), nothing, nothing) for i in starts]
+    blocks = [Block(str(i), one, slice(i, i + 1), nothing, nothing) for i in starts]
     database, device = MappedRows(tmp_path / "rows.npy"), torch.device("cpu")
     searched, later = [], set(map(id, blocks[21:]))
+    together = threading.Barrier(4, timeout=30)
 
     def search(block, raw):
         searched.append(block)
+        assert torch.get_num_threads() == 1
+        if any(block is first for first in blocks[:4]):
+            together.wait()  # for ever, but for the three others
         if block is blocks[20]:
             raise UserError("a bad row")
         if id(block) in later:
