@@ -25,6 +25,7 @@ from utils import (
     add_flag,
     code_version,
     last_part,
+    quick_exit,
     quick_imports,
     require_writable,
     run_command,
@@ -632,3 +633,4 @@ def _values(label: dict) -> str:
 
 if __name__ == "__main__":
     run_command(main)
+    quick_exit()

@@ -18,7 +18,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +43,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     """
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -84,6 +85,16 @@ def quick_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def quick_exit() -> NoReturn:
+    """End a command that has done all its work, without taking down what it has imported.
+
+    After quick_imports of torch that saves a sixth of a second. Nothing may be left to clean up:
+    files are closed, threads and processes have ended.
+    """
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def code_version() -> str | None:
