@@ -190,7 +190,7 @@ def main(argv: list[str]) -> None:
     runs, labels = plan_runs(args)
     for folder in written_folders(args, runs):
         require_writable(folder, "--results_dir")
-    with _painter(labels, wanted=bool(args.sweep)) as painter:
+    with _painter(bool(args.sweep) and _is_drawn(labels)) as painter:
         run_all(args, runs, labels, painter)
 
 
@@ -587,26 +587,26 @@ def write_sweep(
 
 
 @contextlib.contextmanager
-def _painter(labels: list[dict], wanted: bool) -> Iterator[Executor | None]:
+def _painter(wanted: bool) -> Iterator[Executor | None]:
     """A process that draws: it imports matplotlib while this one imports torch and evaluates."""
-    if not wanted or not _is_drawn(labels):
+    if not wanted:
         yield None
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as painter:
-        painter.submit(_prepare_to_draw, labels)
+        painter.submit(_prepare_to_draw)
         yield painter
 
 
-def _prepare_to_draw(labels: list[dict]) -> None:
-    """Load all that drawing takes, fonts too, by drawing the points before they have values."""
-    import tempfile
-
+def _prepare_to_draw() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for it says so
-    with quick_imports(), tempfile.TemporaryDirectory() as folder:
-        _draw(Path(folder, "unused"), labels, [0.0] * len(labels), {})
+    with quick_imports():
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
+
+        import utils_report  # noqa: F401
 
 
 def _is_drawn(labels: list[dict]) -> bool:
