@@ -48,11 +48,11 @@ GRID_SWEEP = (
     "aa=0,0.1,0.2,0.3,0.4",
     "num_principal_components_for_projection=50,100,150,200,250",
 )
-# what run_retrieval.py imports before it can start, and how it ends
+# what run_retrieval.py imports before it can start, in its order, and how it ends
 IMPORTS = """
 from utils import quick_exit, quick_imports
 with quick_imports():
-    import torch, pandas, tqdm, utils_evaluation, utils_storage, utils_tables
+    import tqdm, utils_storage, torch, utils_evaluation, utils_tables
 quick_exit()
 """
 BANDWIDTH_BYTES = 1 << 30
