@@ -1,0 +1,58 @@
+"""Benchmarks, found by folder: every module here that holds a BENCHMARK is one, or a family.
+
+A benchmark's file reads the publisher's layout into a Task (utils_task.py) and says where its
+images lie. Nothing else knows its name. The modules import neither torch nor PIL at the top.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils import UserError
+
+if TYPE_CHECKING:
+    from utils_task import Task
+
+
+def image_below(root: Path, path: str) -> Path:
+    """The file of an image: its path below the data set's folder."""
+    return root / path
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark's file offers.
+
+    tasks: name of --dataset -> reader, task = read(root). folder: of the data set below the data
+    folder, by name of --dataset (names that are absent have their own name as folder). how_to_get:
+    the line that says where annotations and images come from. locate(root, path): the file of an
+    image of the task. submissions: layout of a Submission -> its writer.
+    """
+
+    tasks: Mapping[str, Callable[[Path], Task]]
+    how_to_get: str
+    folder: Mapping[str, str] = field(default_factory=dict)
+    locate: Callable[[Path, str], Path] = image_below
+    submissions: Mapping[str, Callable] = field(default_factory=dict)
+
+
+@cache
+def list_benchmarks() -> dict[str, Benchmark]:
+    """Every name of --dataset that a file of this folder offers, sorted, with its benchmark.
+
+    Raises UserError if two files offer one name.
+    """
+    found: dict[str, Benchmark] = {}
+    for module in pkgutil.iter_modules(__path__):
+        benchmark = getattr(importlib.import_module(f"{__name__}.{module.name}"), "BENCHMARK", None)
+        for name in benchmark.tasks if benchmark else ():
+            if name in found:
+                raise UserError(f"benchmarks/{module.name}.py: the name {name!r} is taken")
+            found[name] = benchmark
+    return dict(sorted(found.items()))

@@ -1,0 +1,349 @@
+"""Task: what a benchmark asks and how its answers are judged, as pure data.
+
+A benchmark (benchmarks/*.py) reads its files into a Task; extraction, evaluation, tables and
+reports know tasks alone. Rows of the gallery are the unit everywhere (an image may be listed
+twice). Sets of rows are numbered and stored once, and per-query arrays hold their numbers: NICO++
+has 43,615 composed queries, but 360 sets of positives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from utils import UserError, atomic_path, read_json, write_json
+
+NO_SET = -1  # as a pool: the whole gallery; as positives, excluded or related: none
+FORMAT = 1  # of task.json and task.npz
+
+
+# ---------------------------------------------------------------------------------------------
+# Sets of gallery rows
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class RowSets:
+    """Numbered sets of gallery rows: set i is row[start[i]:start[i + 1]], increasing and distinct.
+
+    start: int64 (S + 1,); row: int64 (entries,).
+    """
+
+    start: np.ndarray
+    row: np.ndarray
+
+    @classmethod
+    def of(cls, sets: Sequence[np.ndarray]) -> RowSets:
+        """Sets given as increasing arrays of distinct rows."""
+        start = np.cumsum([0, *map(len, sets)], dtype=np.int64)
+        rows = [np.asarray(rows, np.int64) for rows in sets]
+        return cls(start, np.concatenate([np.empty(0, np.int64), *rows]))
+
+    @classmethod
+    def grouped(cls, group: np.ndarray, count: int) -> RowSets:
+        """Set i holds the rows whose group, int (N,), is i; negative groups are in no set."""
+        order = np.argsort(group, kind="stable").astype(np.int64)
+        order = order[np.count_nonzero(group < 0) :]
+        sizes = np.bincount(group[group >= 0], minlength=count)
+        return cls(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), order)
+
+    def __len__(self) -> int:
+        return len(self.start) - 1
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.row[self.start[number] : self.start[number + 1]]
+
+    def sizes(self, numbers: np.ndarray) -> np.ndarray:
+        """How many rows each numbered set has, int64; 0 for NO_SET."""
+        sizes = np.append(np.diff(self.start), 0)
+        return sizes[numbers]
+
+
+class SetBuilder:
+    """Gives equal sets of rows one number: number = sets(rows), at the end sets.done()."""
+
+    def __init__(self):
+        self._numbers: dict[bytes, int] = {}
+        self._sets: list[np.ndarray] = []
+
+    def __call__(self, rows: Iterable[int]) -> int:
+        """The number of the set of these rows, in any order; NO_SET of none."""
+        rows = np.unique(np.fromiter(rows, np.int64))
+        if not len(rows):
+            return NO_SET
+        number = self._numbers.setdefault(rows.tobytes(), len(self._sets))
+        if number == len(self._sets):
+            self._sets.append(rows)
+        return number
+
+    def done(self) -> RowSets:
+        return RowSets.of(self._sets)
+
+
+# ---------------------------------------------------------------------------------------------
+# Images and queries
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The gallery: image paths relative to the data set's folder, and what of each is shown.
+
+    path: N of them (a sequence that may be read when first used). box: int (N, 4), left, upper,
+    right, lower in pixels, or None: whole images. note: N texts a report writes beside the images
+    (i-CIR: the text of the row), or None. shared: the features folder that several tasks of one
+    gallery share, or None.
+    """
+
+    path: Sequence[str]
+    box: np.ndarray | None = None
+    note: Sequence[str] | None = None
+    shared: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+
+@dataclass(frozen=True, eq=False)
+class QueryTable:
+    """The composed queries of a task, Q of each.
+
+    key: unique names. images: the image paths of each query, one or several (whose unit features
+    are averaged). text: the phrase that is encoded. box: int (Q, 4) or None. fields: further texts
+    by name, as methods' prompts need them. tags: labels by name that group queries in metrics; a
+    tag of several labels is a tuple of them. shown: the columns that name a query in result tables,
+    by header; None: key, image and text.
+    """
+
+    key: Sequence[str]
+    images: Sequence[tuple[str, ...]]
+    text: Sequence[str]
+    box: np.ndarray | None = None
+    fields: Mapping[str, Sequence] = field(default_factory=dict)
+    tags: Mapping[str, Sequence[str | tuple[str, ...]]] = field(default_factory=dict)
+    shown: Mapping[str, Sequence[str]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def labels(self) -> dict[str, Sequence[str]]:
+        """The columns that name the queries in tables: header -> Q texts."""
+        if self.shown is not None:
+            return dict(self.shown)
+        first = [images[0] for images in self.images]
+        return {"Query": self.key, "Image Query": first, "Text Query": self.text}
+
+
+# ---------------------------------------------------------------------------------------------
+# How answers are judged
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One protocol over a method's scores: (Q,) set numbers.
+
+    positives: NO_SET where a query has none (it scores 0, and is counted in a warning); None: the
+    ground truth is hidden, only submissions are written. excluded: rows that are not ranked, None
+    for none. candidates: the rows that alone are ranked, None for the whole pool; the method sees
+    the whole pool in either case.
+    """
+
+    positives: np.ndarray | None
+    excluded: np.ndarray | None = None
+    candidates: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """A step of averaging: the mean (or lowest, "min") over each label of a tag, then rounded.
+
+    tag None: over all there is. digits: of percent, rounded to even as numpy does; None: not
+    rounded. Tags of outer groups are constant within inner ones.
+    """
+
+    tag: str | None
+    how: str = "mean"
+    digits: int | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of the result table, in percent: a measure of utils_metrics, over groups.
+
+    measure: its name, with the cut-off behind an @: "AP-T", "AP-S@10", "Hit@5", "Recall@50".
+    groups: innermost first; what is left after them is averaged.
+    """
+
+    name: str
+    measure: str
+    view: str = "all"
+    groups: tuple[Group, ...] = ()
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A file for an evaluation server: each query's best k rows of a view.
+
+    layout: which writer of the benchmark's own file makes it (its SUBMISSIONS table).
+    """
+
+    file: str
+    view: str
+    k: int
+    layout: str
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """A matrix of a column's values, written as CSV: the tags of its rows and of its columns."""
+
+    file: str
+    column: str
+    rows: str
+    columns: str
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A benchmark's question: queries against a gallery, and how the rankings are judged.
+
+    pool: int64 (Q,) set of the rows that a method sees for a query, NO_SET for the whole gallery.
+    views: by name, the first is the main one. related: int64 (Q,) set shown as "related" in
+    reports (i-CIR: the same instance, another text), or None. sources: annotation file -> SHA-256.
+    notes: sentences on the protocol that tables and reports repeat (left-out rows and the like).
+    prompts: the name under which methods look up their published prompts ("cirr"), "" for none.
+    """
+
+    name: str
+    gallery: Images
+    queries: QueryTable
+    sets: RowSets
+    pool: np.ndarray
+    views: Mapping[str, View]
+    columns: tuple[Column, ...]
+    submissions: tuple[Submission, ...] = ()
+    breakdowns: tuple[Breakdown, ...] = ()
+    related: np.ndarray | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    prompts: str = ""
+
+    @property
+    def main_view(self) -> str:
+        """The name of the view whose positives reports show."""
+        return next(iter(self.views))
+
+    def rows_of(self, numbers: np.ndarray | None, query: int) -> np.ndarray:
+        """The rows of a query's set in a per-query array of set numbers, int64; none for NO_SET."""
+        if numbers is None or numbers[query] == NO_SET:
+            return np.empty(0, np.int64)
+        return self.sets[numbers[query]]
+
+
+def whole_gallery(queries: int) -> np.ndarray:
+    """The pool of queries that all search the whole gallery, int64 (Q,)."""
+    return np.full(queries, NO_SET, np.int64)
+
+
+# ---------------------------------------------------------------------------------------------
+# On disk: task.json and task.npz
+# ---------------------------------------------------------------------------------------------
+
+
+def save_task(task: Task, folder: Path) -> None:
+    """Write a task as task.json (words) and task.npz (numbers), each whole or not at all."""
+    arrays = {"start": task.sets.start, "row": task.sets.row, "pool": task.pool}
+    optional = {"related": task.related, "query_box": task.queries.box}
+    for name, view in task.views.items():
+        optional |= {f"{name}/{part}": value for part, value in vars(view).items()}
+    arrays |= {name: value for name, value in optional.items() if value is not None}
+    arrays |= {} if task.gallery.box is None else {"gallery_box": task.gallery.box}
+    words = {
+        "format": FORMAT,
+        "name": task.name,
+        "gallery": {
+            "path": list(task.gallery.path),
+            "note": None if task.gallery.note is None else list(task.gallery.note),
+            "shared": task.gallery.shared,
+        },
+        "queries": {
+            "key": list(task.queries.key),
+            "images": list(task.queries.images),
+            "text": list(task.queries.text),
+            "fields": dict(task.queries.fields),
+            "tags": dict(task.queries.tags),
+            "shown": task.queries.shown and dict(task.queries.shown),
+        },
+        "views": list(task.views),
+        "columns": [dataclasses.asdict(column) for column in task.columns],
+        "submissions": [dataclasses.asdict(submission) for submission in task.submissions],
+        "breakdowns": [dataclasses.asdict(breakdown) for breakdown in task.breakdowns],
+        "sources": dict(task.sources),
+        "notes": list(task.notes),
+        "prompts": task.prompts,
+    }
+    with atomic_path(folder / "task.npz") as path, open(path, "wb") as file:
+        np.savez(file, **arrays)
+    write_json(folder / "task.json", words)
+
+
+def load_task(folder: Path) -> Task:
+    """Read what save_task wrote.
+
+    Raises UserError if the files are absent, damaged, or of another version of the format.
+    """
+    words = read_json(folder / "task.json")
+    if words.get("format") != FORMAT:
+        raise UserError(f"{folder / 'task.json'} is of another version; extract the features again")
+    try:
+        with np.load(folder / "task.npz", allow_pickle=False) as arrays:
+            return _build_task(words, dict(arrays))
+    except FileNotFoundError:
+        raise UserError(f"{folder / 'task.npz'} does not exist; extract it again") from None
+    except Exception as error:  # zip, header, missing keys: a damaged pair
+        raise UserError(f"{folder}: task.json and task.npz do not fit ({error})") from None
+
+
+def _build_task(words: dict, arrays: dict[str, np.ndarray]) -> Task:
+    gallery, queries = words["gallery"], words["queries"]
+    tags = {
+        name: [tuple(label) if isinstance(label, list) else label for label in labels]
+        for name, labels in queries["tags"].items()
+    }
+    views = {
+        name: View(*(arrays.get(f"{name}/{part.name}") for part in dataclasses.fields(View)))
+        for name in words["views"]
+    }
+    return Task(
+        name=words["name"],
+        gallery=Images(
+            gallery["path"], arrays.get("gallery_box"), gallery["note"], gallery["shared"]
+        ),
+        queries=QueryTable(
+            key=queries["key"],
+            images=[tuple(images) for images in queries["images"]],
+            text=queries["text"],
+            box=arrays.get("query_box"),
+            fields=queries["fields"],
+            tags=tags,
+            shown=queries["shown"],
+        ),
+        sets=RowSets(arrays["start"], arrays["row"]),
+        pool=arrays["pool"],
+        views=views,
+        columns=tuple(
+            Column(**{**c, "groups": tuple(Group(**g) for g in c["groups"])})
+            for c in words["columns"]
+        ),
+        submissions=tuple(Submission(**s) for s in words["submissions"]),
+        breakdowns=tuple(Breakdown(**b) for b in words["breakdowns"]),
+        related=arrays.get("related"),
+        sources=words["sources"],
+        notes=tuple(words["notes"]),
+        prompts=words["prompts"],
+    )
