@@ -182,7 +182,7 @@ def main(argv: list[str]) -> None:
     args = build_parser().parse_args(argv)
     if args.compare:
         _check_alone(args)
-        from utils_report import compare_runs
+        from report import compare_runs
 
         compare_runs(*args.compare, _comparison_folder(*args.compare))
         return
@@ -495,7 +495,7 @@ def write_page(
     database: pd.DataFrame,
 ) -> Path:
     """Write the page with the ranked images and return its path."""
-    from utils_report import write_report
+    from report import write_report
 
     own = folder if len(evaluations) > 1 else folder / evaluations[0].variant
     return write_report(
@@ -606,7 +606,7 @@ def _prepare_to_draw() -> None:
         import matplotlib.backends.backend_agg
         import matplotlib.figure  # noqa: F401
 
-        import utils_report  # noqa: F401
+        import report.plots  # noqa: F401
 
 
 def _is_drawn(labels: list[dict]) -> bool:
@@ -620,7 +620,7 @@ def _draw(
 ) -> list[Path]:
     import pandas as pd
 
-    from utils_report import plot_sweep
+    from report import plot_sweep
 
     return plot_sweep(
         path_stem, pd.DataFrame(labels).assign(mAP=means), list(labels[0]), ends or None

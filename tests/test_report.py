@@ -11,22 +11,21 @@ import torch
 from PIL import Image
 from report_world import HOSTILE, LOST, UNANSWERED, make_world, page_data
 
-import utils_report
-from utils import UserError, summarise
-from utils_datasets import Dataset, ImageStore
-from utils_evaluation import evaluate
-from utils_report import (
-    MISSED_SHOWN,
-    THUMBNAILS,
+from report import (
     collect_report,
     compare_means,
     compare_runs,
     make_thumbnails,
     plot_sweep,
-    shrink,
     write_plots,
     write_report,
 )
+from report.compare import CHUNK
+from report.page import MISSED_SHOWN
+from report.thumbnails import THUMBNAILS, shrink
+from utils import MEANS, UserError, summarise
+from utils_datasets import Dataset, ImageStore
+from utils_evaluation import evaluate
 from utils_retrieval import Assets
 from utils_runs import DEFAULTS, Run
 from utils_storage import load_features
@@ -176,7 +175,7 @@ class TestPage:
         def fail(*_):
             raise OSError("disk full")
 
-        monkeypatch.setattr(utils_report, "write_plots", fail)
+        monkeypatch.setattr("report.page.write_plots", fail)
         arguments = (world.queries, world.database, store, "world", 2)
         with pytest.raises(OSError, match="disk full"):
             write_report(report.parent, evaluations[:1], *arguments)
@@ -241,7 +240,7 @@ class TestThumbnails:
         cache = tmp_path / "cache"
         first = make_thumbnails(store, wanted, cache, tmp_path / "a")
         assert len(list(cache.iterdir())) == 3  # equal bytes under two paths are one thumbnail
-        monkeypatch.setattr(utils_report, "shrink", None)  # whatever is made again, fails
+        monkeypatch.setattr("report.thumbnails.shrink", None)  # whatever is made again, fails
         assert make_thumbnails(store, wanted, cache, tmp_path / "b") == first
         for path in cache.iterdir():
             assert (tmp_path / "a" / path.name).read_bytes() == path.read_bytes()
@@ -252,7 +251,7 @@ class TestThumbnails:
             raise PermissionError(13, "Permission denied", str(path))
 
         store = CountingStore({"x.png": encoded(noise(40, 40, 1))})
-        monkeypatch.setattr(utils_report, "atomic_path", refuse)
+        monkeypatch.setattr("report.thumbnails.atomic_path", refuse)
         with pytest.raises(PermissionError):
             make_thumbnails(store, [("database", "x.png")], tmp_path / "cache", tmp_path / "a")
 
@@ -387,8 +386,8 @@ def naive_intervals(ap_a, ap_b, instances, resamples, seed):
     ends = {}
     for unit, size in (("queries", len(ap_a)), ("instances", len(names))):
         differences = []
-        for first in range(0, resamples, utils_report.CHUNK):
-            count = min(utils_report.CHUNK, resamples - first)
+        for first in range(0, resamples, CHUNK):
+            count = min(CHUNK, resamples - first)
             for draw in generator.integers(size, size=(count, size)):
                 if unit == "queries":
                     rows = np.argsort(instances, kind="stable")[draw]
@@ -398,7 +397,7 @@ def naive_intervals(ap_a, ap_b, instances, resamples, seed):
                     rows = np.concatenate(members)
                     labels = np.repeat(np.arange(size), [len(member) for member in members])
                 a, b = (summarise(ap[rows], labels) for ap in (ap_a, ap_b))
-                differences.append([b[name] - a[name] for name in utils_report.MEANS])
+                differences.append([b[name] - a[name] for name in MEANS])
         ends[unit] = np.percentile(differences, [2.5, 97.5], axis=0)
     return ends
 
@@ -427,7 +426,7 @@ def write_run(folder, ap, instances, order=None):
 
 class TestCompareMeans:
     def test_agrees_with_a_naive_loop(self, two_runs):
-        resamples = utils_report.CHUNK + 70  # two chunks
+        resamples = CHUNK + 70  # two chunks
         table = compare_means(*two_runs, resamples=resamples, seed=5).set_index("mean")
         expected = naive_intervals(*two_runs, resamples, seed=5)
         for i, name in enumerate(("mAP", "mmAP", "minmAP")):

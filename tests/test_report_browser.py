@@ -365,9 +365,9 @@ def side_by_side(world) -> Path:
     """A report of three methods, from the evaluations themselves."""
     import torch
 
+    from report import write_report
     from utils_datasets import Dataset, ImageStore
     from utils_evaluation import evaluate
-    from utils_report import write_report
     from utils_retrieval import Assets
     from utils_runs import DEFAULTS, Run
     from utils_storage import load_features

@@ -1,0 +1,277 @@
+/* Rows of the table are made once, hidden and moved by filter and sort; the pictures of a query are
+   made when it is opened. The address says what is open: "#query-12" is the query in row 12. */
+"use strict";
+const report = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const KINDS = { p: "positive", s: "same", o: "other" };
+
+/* An element with attributes and children; strings become text, so no text can become markup. */
+function element(tag, attributes, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+const percent = (ap) => (100 * ap).toFixed(1);
+const fileName = (path) => path.slice(path.lastIndexOf("/") + 1);
+
+/* The thumbnail of [path, text, thumbnail], or a box with its file's name where there is none. */
+function picture(item, description) {
+  const [path, , thumbnail] = item;
+  const box = () => {
+    const title = `no picture of ${path}`;
+    return element("div", { class: "missing", title, role: "img", "aria-label": title },
+      fileName(path));
+  };
+  if (!thumbnail) return box();
+  const image = element("img", {
+    class: "thumbnail", loading: "lazy", decoding: "async", alt: description, title: path,
+    src: `thumbnails/${thumbnail}`,
+  });
+  image.addEventListener("error", () => image.replaceWith(box()));
+  return image;
+}
+
+/* ---- The table of queries ---- */
+
+/* What can be sorted by: a key, a label, a class, and the value of query i. */
+function tableColumns() {
+  const several = report.methods.length > 1;
+  const columns = [
+    { key: "order", label: "#", style: "order number", value: (i) => i,
+      show: (i) => String(i + 1) },
+    { key: "icon", label: "", style: "icon" },
+    { key: "text", label: "Text", style: "text", value: (i) => report.queries[i].text },
+    { key: "instance", label: "Instance", style: "instance",
+      value: (i) => report.queries[i].instance },
+    { key: "positives", label: "Positives", style: "value number positives",
+      value: (i) => report.queries[i].positives },
+  ];
+  report.methods.forEach((method, m) => {
+    columns.push({
+      key: `ap-${m}`, label: several ? "AP" : "AP (%)", method: m,
+      style: several ? "value number starts" : "value number",
+      value: (i) => report.queries[i].runs[m].ap, show: percent,
+    }, {
+      key: `first-${m}`, label: several ? "first" : "First at rank", style: "value number",
+      method: m, value: (i) => report.queries[i].runs[m].first,
+      show: (first) => (first === null ? "none" : String(first)),
+    });
+  });
+  return columns;
+}
+
+const columns = tableColumns();
+const rows = report.queries.map(makeRow);
+const state = { key: "order", ascending: true, shown: rows.map((_, i) => i), scroll: 0 };
+
+function makeRow(query, i) {
+  const row = element("tr", { "data-query": i });
+  for (const column of columns) {
+    const cell = element("td", { class: column.style });
+    if (column.key === "icon") {
+      cell.append(picture(query.item, ""));
+    } else if (column.key === "text") {
+      cell.append(element("a", { href: `#query-${i}` }, query.text || "(no text)"),
+        element("span", { class: "instance" }, query.instance));
+    } else {
+      const value = column.value(i);
+      cell.append(column.show ? column.show(value) : String(value));
+    }
+    row.append(cell);
+  }
+  row.addEventListener("click", (event) => {
+    if (!event.target.closest("a")) location.hash = `query-${i}`;
+  });
+  return row;
+}
+
+/* With several methods, a line of their names stands over the columns of each. */
+function makeHead() {
+  const head = element("tr");
+  if (report.methods.length > 1) {
+    const groups = columns.filter((column) => column.method === undefined)
+      .map((column) => element("td", { class: `group ${column.style}` }));
+    byId("head").append(element("tr", {}, ...groups, ...report.methods.map((method) =>
+      element("th", { class: "group starts", scope: "colgroup", colspan: "2" }, method.label))));
+  }
+  for (const column of columns) {
+    const cell = element("th", { class: column.style, scope: "col", "data-key": column.key });
+    if (column.value) {
+      const button = element("button", { type: "button" }, column.label);
+      button.addEventListener("click", () => {
+        state.ascending = state.key === column.key ? !state.ascending : true;
+        state.key = column.key;
+        showTable();
+      });
+      cell.append(button);
+    }
+    head.append(cell);
+  }
+  byId("head").append(head);
+}
+
+function compare(a, b) {
+  if (a === null || b === null) return (a === null) - (b === null);
+  if (typeof a === "string") return a.localeCompare(b, undefined, { numeric: true });
+  return a - b;
+}
+
+/* The queries that pass the filters, in the chosen order; those without a value come last. */
+function selectQueries() {
+  const words = byId("search").value.trim().toLowerCase();
+  const instance = byId("instance").value;
+  const method = Number(byId("method").value);
+  const low = byId("low").value === "" ? -Infinity : Number(byId("low").value);
+  const high = byId("high").value === "" ? Infinity : Number(byId("high").value);
+  const passes = (query) => {
+    const ap = Number(percent(query.runs[method].ap));
+    return (instance === "" || query.instance === report.instances[Number(instance)])
+      && ap >= low && ap <= high
+      && (words === ""
+        || `${query.text}\n${query.instance}\n${query.item[0]}`.toLowerCase().includes(words));
+  };
+  const value = columns.find((column) => column.key === state.key).value;
+  const sign = state.ascending ? 1 : -1;
+  return report.queries.map((_, i) => i).filter((i) => passes(report.queries[i])).sort((i, j) => {
+    const [a, b] = [value(i), value(j)];
+    const order = compare(a, b);
+    return (a === null || b === null ? order : sign * order) || i - j;
+  });
+}
+
+function showTable() {
+  state.shown = selectQueries();
+  const body = byId("body");
+  body.replaceChildren(...state.shown.map((i) => rows[i]));
+  for (const cell of byId("head").querySelectorAll("[data-key]")) {
+    if (cell.dataset.key === state.key) {
+      cell.setAttribute("aria-sort", state.ascending ? "ascending" : "descending");
+    } else {
+      cell.removeAttribute("aria-sort");
+    }
+  }
+  byId("count").textContent =
+    `${state.shown.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} queries`;
+  byId("nothing").hidden = state.shown.length > 0;
+}
+
+/* ---- One query ---- */
+
+function makeHit(rank, row, score, kind) {
+  const item = report.rows[row];
+  const name = KINDS[kind];
+  const words = { p: "positive", s: item[1], o: "other" }[kind];
+  const caption = element("figcaption", {}, element("span", { class: "rank" }, String(rank)));
+  if (score !== null) caption.append(element("span", { class: "score" }, score.toPrecision(4)));
+  const spoken = kind === "s" ? `same instance, other text: ${words}` : words;
+  caption.append(element("span", { class: "kind", title: spoken }, words));
+  return element("li", {}, element("figure", { class: `hit ${name}`, "data-row": row },
+    element("div", { class: "frame" }, picture(item, `rank ${rank}, ${spoken}`)), caption));
+}
+
+function makeMethod(method, run, query) {
+  const facts = [`AP ${percent(run.ap)}`];
+  facts.push(run.first === null ? "no positives" : `first positive at rank ${run.first}`);
+  facts.push(`${run.found} of ${query.positives} positives among the ${run.rows.length} shown`);
+  if (run.tied) facts.push("a positive ties with a negative");
+  const section = element("section", { class: "method" },
+    element("h2", {}, method.label), element("p", { class: "facts" }, facts.join(", ")),
+    element("ol", { class: "hits ranked" },
+      ...run.rows.map((row, k) => makeHit(k + 1, row, run.scores[k], run.kinds[k]))));
+  if (run.missed.length) section.append(makeMissed(run));
+  return section;
+}
+
+/* The positives below the ranks shown: pictures of the first few, the ranks of all. */
+function makeMissed(run) {
+  const missed = element("div", {},
+    element("h3", {}, `Missed positives: ${run.missedRanks.length}`),
+    element("ol", { class: "hits missed" },
+      ...run.missed.map((row, j) => makeHit(run.missedRanks[j], row, null, "p"))));
+  const rest = run.missedRanks.slice(run.missed.length);
+  if (rest.length) {
+    missed.append(element("details", {},
+      element("summary", {}, `${rest.length} more, by rank`),
+      element("p", { class: "facts more" }, rest.join(", "))));
+  }
+  return missed;
+}
+
+function makeSteps(i) {
+  const place = state.shown.indexOf(i);
+  const steps = element("nav", { class: "steps", "aria-label": "Queries" },
+    element("a", { href: "#", id: "back" }, "All queries"));
+  const step = (id, label, other) => {
+    if (other !== undefined) steps.append(element("a", { href: `#query-${other}`, id }, label));
+  };
+  if (place >= 0) {
+    step("previous", "Previous", state.shown[place - 1]);
+    step("next", "Next", state.shown[place + 1]);
+    steps.append(element("span", { class: "where" },
+      `${place + 1} of ${state.shown.length} in the order of the table`));
+  }
+  return steps;
+}
+
+function makeQuery(i) {
+  const query = report.queries[i];
+  const facts = [["Instance", query.instance], ["Positives", String(query.positives)],
+    ["Image", query.item[0]]];
+  return [
+    makeSteps(i),
+    element("header", { class: "query" },
+      element("div", { class: "picture" }, picture(query.item, "query image")),
+      element("div", {}, element("h1", { id: "title", tabindex: "-1" }, query.text || "(no text)"),
+        element("dl", {}, ...facts.flatMap(([name, value]) =>
+          [element("dt", {}, name), element("dd", {}, value)])))),
+    byId("legend").content.cloneNode(true),
+    element("div", { class: `methods ${report.methods.length > 1 ? "several" : ""}` },
+      ...report.methods.map((method, m) => makeMethod(method, query.runs[m], query))),
+  ];
+}
+
+/* Show what the address names: the query "#query-12", or the table. */
+function follow() {
+  const match = /^#query-(\d+)$/.exec(location.hash);
+  const i = match ? Number(match[1]) : -1;
+  const opens = i >= 0 && i < rows.length;
+  const wasOpen = !byId("detail").hidden;
+  if (opens && !wasOpen) state.scroll = window.scrollY;
+  byId("overview").hidden = opens;
+  byId("detail").hidden = !opens;
+  byId("detail").replaceChildren(...(opens ? makeQuery(i) : []));
+  if (opens) {
+    state.open = i;
+    window.scrollTo(0, 0);
+    byId("title").focus({ preventScroll: true });
+  } else if (wasOpen) {
+    rows[state.open].querySelector("a").focus({ preventScroll: true });
+    window.scrollTo(0, state.scroll);
+  }
+}
+
+function followKey(event) {
+  const typing = event.target.closest("input, select, textarea");
+  if (byId("detail").hidden || typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  const link = byId({ Escape: "back", ArrowLeft: "previous", ArrowRight: "next" }[event.key]);
+  if (link) link.click();
+}
+
+makeHead();
+report.instances.forEach((name, i) => byId("instance").append(new Option(name, i)));
+report.methods.forEach((method, m) => byId("method").append(new Option(method.label, m)));
+byId("method-label").hidden = report.methods.length < 2;
+if (report.methods.length > 1) {
+  byId("table").classList.add("several");
+  // A wider table scrolls in its own box (where its head cannot stay in sight).
+  byId("around").classList.toggle("scroll", report.methods.length > 5);
+  byId("table").style.minWidth = `${480 + 120 * report.methods.length}px`;
+}
+for (const id of ["search", "low", "high"]) byId(id).addEventListener("input", showTable);
+for (const id of ["instance", "method"]) byId(id).addEventListener("change", showTable);
+window.addEventListener("hashchange", follow);
+window.addEventListener("keydown", followKey);
+showTable();
+follow();

@@ -1,0 +1,296 @@
+"""Plots of runs and of sweeps, as PNG and SVG, drawn without state that outlives the call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas
+
+from utils import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from utils_evaluation import Evaluation
+
+# One colour a method, in the order given (Okabe and Ito's set: told apart by colour-blind readers).
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"]
+PLOT_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.linewidth": 0.8,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "legend.frameon": False,
+    "svg.hashsalt": "report",  # the same numbers give the same bytes
+}
+PNG_DPI = 200
+CELLS_WITH_NUMBERS = 144  # a heat map with more cells than this is read by colour alone
+AP_BINS = 20
+NAMED_BARS = 40  # with more instances than this, a bar has no room for its name
+
+
+def write_plots(
+    folder: Path, evaluations: list[Evaluation], queries: pandas.DataFrame
+) -> list[Path]:
+    """Draw the histogram of AP, the mAP of every instance and, of several methods, AP against AP.
+
+    Each is written as PNG, SVG and, with the numbers drawn (AP in percent), CSV:
+    ap_histogram, instance_map, and ap_by_query, in which the method of the best mAP is drawn
+    against each other method. Returns the paths.
+    """
+    folder = Path(folder)
+    labels = method_labels(evaluations)
+    ap = {
+        label: 100 * np.asarray(evaluation.ap)
+        for label, evaluation in zip(labels, evaluations, strict=True)
+    }
+    paths = _plot_histogram(folder / "ap_histogram", ap)
+    paths += _plot_instances(folder / "instance_map", ap, queries)
+    if len(evaluations) > 1:
+        paths += _plot_pairs(folder / "ap_by_query", ap, queries)
+    return paths
+
+
+def list_plots(methods: int) -> list[dict[str, str]]:
+    """Name and caption of each plot that write_plots draws of so many methods."""
+    plots = [
+        {"name": "ap_histogram", "caption": "Queries by AP"},
+        {"name": "instance_map", "caption": "mAP of each instance, sorted"},
+        {"name": "ap_by_query", "caption": "AP of each query, the best method against the others"},
+    ]
+    return plots if methods > 1 else plots[:2]
+
+
+def _plot_histogram(stem: Path, ap: dict[str, np.ndarray]) -> list[Path]:
+    edges = np.linspace(0, 100, AP_BINS + 1)
+    counts = {label: np.histogram(values, edges)[0] for label, values in ap.items()}
+    table = pandas.DataFrame({"AP from": edges[:-1], "AP to": edges[1:], **counts})
+    with new_figure(stem, (max(3.6, 2.3 * len(ap)), 2.6)) as figure:
+        panels = figure.subplots(1, len(ap), sharey=True, squeeze=False)[0]
+        for axes, color, (label, values) in zip(panels, _colors(len(ap)), ap.items(), strict=True):
+            axes.stairs(counts[label], edges, fill=True, color=color, alpha=0.85)
+            axes.set_title(f"{label}, mAP {values.mean():.2f}", fontsize=9, loc="left")
+            axes.set_xlabel("AP (%)")
+            axes.set_xlim(0, 100)
+            axes.set_xticks(range(0, 101, 25 if len(ap) == 1 else 50))
+            _rule(axes)
+        panels[0].set_ylabel("queries")
+    return [*_picture_paths(stem), write_numbers(stem, table)]
+
+
+def _plot_instances(stem: Path, ap: dict[str, np.ndarray], queries: pandas.DataFrame) -> list[Path]:
+    frame = queries[["instance"]].assign(**ap)
+    table = frame.groupby("instance", sort=True).mean()
+    table.insert(0, "queries", frame["instance"].value_counts())
+    first = next(iter(ap))
+    table = table.sort_values(first, ascending=False, kind="stable")
+    with new_figure(stem, (6.4, 3.0)) as figure:
+        axes = figure.subplots()
+        if len(ap) == 1:
+            axes.bar(range(len(table)), table[first], width=0.86, color=COLORS[0])
+        else:
+            for color, label in zip(_colors(len(ap)), ap, strict=True):
+                values = np.sort(table[label])[::-1]
+                axes.plot(range(len(values)), values, color=color, linewidth=1.4, label=label)
+            axes.legend(fontsize=8)
+        if len(ap) == 1 and len(table) <= NAMED_BARS:
+            names = [name if len(name) <= 18 else f"{name[:17]}\u2026" for name in table.index]
+            axes.set_xticks(range(len(table)), names, rotation=60, ha="right", fontsize=7)
+        else:
+            order = "each method in its own order" if len(ap) > 1 else "sorted"
+            axes.set_xlabel(f"instances, {order}")
+        axes.set_ylabel("mAP of the instance (%)")
+        axes.set_ylim(0, 100)
+        axes.margins(x=0.01)
+        _rule(axes)
+    return [*_picture_paths(stem), write_numbers(stem, table.reset_index())]
+
+
+def _plot_pairs(stem: Path, ap: dict[str, np.ndarray], queries: pandas.DataFrame) -> list[Path]:
+    best = max(ap, key=lambda label: ap[label].mean())
+    others = [label for label in ap if label != best]
+    table = queries[["image_path", "text", "instance"]].assign(**ap)
+    with new_figure(stem, (max(3.6, 2.7 * len(others)), 3.1)) as figure:
+        panels = figure.subplots(1, len(others), sharey=True, squeeze=False)[0]
+        for axes, label in zip(panels, others, strict=True):
+            draw_pair(axes, ap[label], ap[best], label)
+        panels[0].set_ylabel(f"AP of {best} (%)")
+    return [*_picture_paths(stem), write_numbers(stem, table)]
+
+
+def draw_pair(axes: Axes, across: np.ndarray, up: np.ndarray, label: str) -> None:
+    """A point a query; the points above the diagonal are those that the upward method wins."""
+    axes.plot([0, 100], [0, 100], color="#AAAAAA", linewidth=0.8, zorder=0)
+    size, strength = (14, 0.6) if len(up) <= 300 else (6, 0.3)
+    axes.scatter(across, up, s=size, color=COLORS[0], alpha=strength, linewidths=0, clip_on=False)
+    won, lost = int((up > across).sum()), int((up < across).sum())
+    axes.set_title(f"above {won}, below {lost}", fontsize=9, loc="left")
+    axes.set_xlabel(f"AP of {label} (%)")
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    axes.set_xticks(range(0, 101, 25))
+    axes.set_yticks(range(0, 101, 25))
+    axes.set_aspect("equal")
+
+
+def _colors(count: int) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(count)]
+
+
+def _rule(axes: Axes) -> None:
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def write_numbers(stem: Path, table: pandas.DataFrame) -> Path:
+    """Write STEM.csv, the numbers that a plot or a page shows, and return its path."""
+    path = stem.with_name(f"{stem.name}.csv")
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    return path
+
+
+def method_labels(evaluations: list[Evaluation]) -> list[str]:
+    """The variant of each method, with its backbone where variants repeat."""
+    variants = [evaluation.variant for evaluation in evaluations]
+    if len(set(variants)) == len(variants):
+        return variants
+    return [f"{evaluation.variant} ({evaluation.backbone})" for evaluation in evaluations]
+
+
+def plot_sweep(
+    path_stem: Path,
+    table: pandas.DataFrame,
+    axes: list[str],
+    ends: dict[str, float] | None = None,
+) -> list[Path]:
+    """Draw a sweep's mAP over its one or two axes and mark the best point.
+
+    path_stem: where to write, without suffix; PATH_STEM.png and PATH_STEM.svg are written.
+    table: a row a point of the sweep; a column for each axis (numbers, or words, which are
+    placed in the order of their first row) and a column `mAP` in percent.
+    axes: one name gives a line, two a heat map (first axis down, second across).
+    ends: label -> mAP in percent, drawn as horizontal reference lines (one axis only). Where it is
+    None and the axis is `fusion_weight`, the points at 0 and at 1 are the two ends.
+    Returns the two paths. Raises ValueError with another number of axes or an empty table.
+    """
+    if len(axes) not in (1, 2) or table.empty:
+        raise ValueError(f"a sweep is drawn over one or two axes and some points, not over {axes}")
+    size = (5.2, 3.4) if len(axes) == 1 else (5.6, 4.2)
+    with new_figure(Path(path_stem), size) as figure:
+        if len(axes) == 1:
+            _draw_line(figure.subplots(), table, axes[0], _sweep_ends(table, axes[0], ends))
+        else:
+            _draw_heat_map(figure, table, axes[0], axes[1])
+    return _picture_paths(Path(path_stem))
+
+
+def _sweep_ends(
+    table: pandas.DataFrame, axis: str, ends: dict[str, float] | None
+) -> dict[str, float]:
+    if ends is not None or axis != "fusion_weight":
+        return ends or {}
+    weights = table[axis].astype(float)
+    at = {end: table.loc[weights == end, "mAP"] for end in (0, 1)}
+    return {f"{axis} = {end}": float(rows.iloc[0]) for end, rows in at.items() if len(rows)}
+
+
+def _draw_line(axes: Axes, table: pandas.DataFrame, axis: str, ends: dict[str, float]) -> None:
+    numeric = pandas.api.types.is_numeric_dtype(table[axis])
+    table = table.sort_values(axis) if numeric else table
+    labels = [str(value) for value in table[axis]]
+    x = table[axis].to_numpy(float) if numeric else np.arange(len(table))
+    y = table["mAP"].to_numpy(float)
+    best = int(np.nanargmax(y))
+    for (label, value), dashes in zip(ends.items(), ((5, 2), (1, 1.5), (5, 2, 1, 2)), strict=False):
+        axes.axhline(
+            value, color="#777777", linewidth=0.9, dashes=dashes, label=f"{label}: {value:.2f}"
+        )
+    axes.plot(x, y, color=COLORS[0], marker="o", markersize=3.5, linewidth=1.4)
+    axes.plot(x[best], y[best], marker="o", markersize=8, color=COLORS[1], zorder=3)
+    axes.set_title(f"best: mAP {y[best]:.2f} at {axis} = {labels[best]}", fontsize=9, loc="left")
+    if not numeric:
+        axes.set_xticks(x, labels, rotation=30, ha="right")
+    if ends:
+        axes.legend(fontsize=8, handlelength=3.2)
+    axes.margins(y=0.12)
+    axes.set_xlabel(axis)
+    axes.set_ylabel("mAP (%)")
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def _draw_heat_map(figure: Figure, table: pandas.DataFrame, down: str, across: str) -> None:
+    rows, columns = _axis_values(table[down]), _axis_values(table[across])
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for row, column, value in zip(table[down], table[across], table["mAP"], strict=True):
+        grid[rows.index(row), columns.index(column)] = value
+    axes = figure.subplots()
+    image = axes.imshow(grid, cmap="viridis", aspect="auto")
+    best_row, best_column = np.unravel_index(np.nanargmax(grid), grid.shape)
+    if grid.size <= CELLS_WITH_NUMBERS:
+        middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
+        for (row, column), value in np.ndenumerate(grid):
+            if not np.isnan(value):
+                color = "white" if value < middle else "black"
+                weight = "bold" if (row, column) == (best_row, best_column) else "normal"
+                text = f"{value:.1f}"
+                axes.text(
+                    column, row, text, ha="center", va="center", color=color, size=7, weight=weight
+                )
+    # Drawn white under red, so that the mark shows on either end of the colour scale.
+    for color, width in (("white", 4.5), ("#D00000", 2.2)):
+        corner = (best_column - 0.5, best_row - 0.5)
+        axes.add_patch(_rectangle(corner, edgecolor=color, linewidth=width))
+    axes.set_xticks(range(len(columns)), [str(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [str(value) for value in rows])
+    if max(len(str(value)) for value in columns) * len(columns) > 60:
+        axes.tick_params(axis="x", rotation=45)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(across)
+    axes.set_ylabel(down)
+    best = f"{down} = {rows[best_row]}, {across} = {columns[best_column]}"
+    axes.set_title(f"best: mAP {np.nanmax(grid):.2f} at {best}", fontsize=9, loc="left")
+    figure.colorbar(image, label="mAP (%)").outline.set_visible(False)
+
+
+def _axis_values(column: pandas.Series) -> list:
+    """The distinct values of an axis: numbers sorted, words in the order of their first row."""
+    values = list(dict.fromkeys(column))
+    return sorted(values) if pandas.api.types.is_numeric_dtype(column) else values
+
+
+def _rectangle(corner: tuple[float, float], **style):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, 1, 1, fill=False, clip_on=False, **style)
+
+
+@contextmanager
+def new_figure(path_stem: Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """Give an empty figure (inches) to draw on; write it as PNG and SVG, whole or not at all."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)  # its own canvas: no pyplot, no state that outlives the call
+        yield figure
+        for path in _picture_paths(path_stem):
+            kind = path.suffix[1:]
+            metadata = {"Date": None} if kind == "svg" else None
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, format=kind, dpi=PNG_DPI, metadata=metadata)
+
+
+def _picture_paths(path_stem: Path) -> list[Path]:
+    return [path_stem.with_name(f"{path_stem.name}.{kind}") for kind in ("png", "svg")]
