@@ -29,6 +29,7 @@ PLOT_STYLE = {
     "xtick.color": "#444444",
     "ytick.color": "#444444",
     "legend.frameon": False,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "svg.hashsalt": "report",  # the same numbers give the same bytes
 }
 PNG_DPI = 200

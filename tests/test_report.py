@@ -329,6 +329,15 @@ class TestPlots:
         assert {path.stem for path in paths} == {"ap_histogram", "instance_map"}
         assert "<!-- teddy bear -->" in drawn(tmp_path / "instance_map.svg")
 
+    def test_a_dollar_sign_in_a_name_is_no_mathematics(self, world, evaluations, tmp_path):
+        name = r"$\frac$"
+        queries = world.queries.replace({"instance": {"mug": name}})
+        write_plots(tmp_path, evaluations[:1], queries)
+        assert f"<!-- {name} -->" in drawn(tmp_path / "instance_map.svg")
+        table = points(corpus=[name, "plain"], mAP=[2.0, 1.0])
+        svg = drawn(plot_sweep(tmp_path / "sweep", table, ["corpus"], {name: 1.5})[1])
+        assert f"<!-- best: mAP 2.00 at corpus = {name} -->" in svg
+
     def test_the_same_numbers_give_the_same_files(self, world, evaluations, tmp_path):
         first, second = (
             write_plots(tmp_path / name, evaluations, world.queries) for name in ("a", "b")
