@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from utils_datasets import ImageStore
     from utils_evaluation import Evaluation
     from utils_retrieval import Assets
     from utils_storage import Features
@@ -496,6 +495,7 @@ def write_page(
 ) -> Path:
     """Write the page with the ranked images and return its path."""
     from report import write_report
+    from utils_datasets import find_images
 
     own = folder if len(evaluations) > 1 else folder / evaluations[0].variant
     return write_report(
@@ -503,23 +503,11 @@ def write_page(
         evaluations,
         features.queries,
         database,
-        find_images(args),
+        find_images(args.dataset, args.data_dir),
         features.dataset,
         args.top_k or REPORT_TOP_K,
         cache=folder / "thumbnails",
     )
-
-
-def find_images(args: argparse.Namespace) -> ImageStore:
-    """The images of the data set; where it is not on this machine, none, which is said."""
-    from utils_datasets import Dataset, ImageStore, find_dataset
-
-    try:
-        return ImageStore(find_dataset(args.dataset, args.data_dir))
-    except UserError as error:
-        print(f"{error}; the report names the images that it cannot show", file=sys.stderr)
-        name = dataset_name(args.dataset)
-        return ImageStore(Dataset(name, args.data_dir / name))
 
 
 def write_ablation(

@@ -14,6 +14,7 @@ import csv
 import json
 import os
 import re
+import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -39,6 +40,9 @@ HOW_TO_GET = {
 
 # Folder names that features/{backbone}/ needs for itself.
 RESERVED_NAMES = ("corpus", "mean", "synthetic")
+
+# What the name of a data set ends in, of which only the first N rows were extracted.
+LIMITED = re.compile(r"_first\d+$")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -260,6 +264,22 @@ class ImageStore:
                 f"{image_path} is neither a file of {self.dataset.root} nor in its {split} shards"
             )
         return self._places[split][relative]
+
+
+def find_images(dataset: str, data_dir: str | Path) -> ImageStore:
+    """The images of a data set given by name or folder; for NAME_firstN, failing that, of NAME.
+
+    Where it is not on this machine, a store that holds no image, which stderr says.
+    """
+    try:
+        return ImageStore(find_dataset(dataset, data_dir))
+    except UserError as error:
+        whole = LIMITED.sub("", dataset)
+        if whole != dataset:
+            return find_images(whole, data_dir)
+        print(f"{error}; the report names the images that it cannot show", file=sys.stderr)
+        name = last_part(dataset)
+        return ImageStore(Dataset(name, Path(data_dir) / name))
 
 
 def _index_shards(dataset: Dataset, split: str) -> dict[str, tuple[Path, int, int]]:

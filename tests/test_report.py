@@ -24,7 +24,7 @@ from report.compare import CHUNK
 from report.page import MISSED_SHOWN
 from report.thumbnails import THUMBNAILS, shrink
 from utils import MEANS, UserError, summarise
-from utils_datasets import Dataset, ImageStore
+from utils_datasets import Dataset, ImageStore, find_images
 from utils_evaluation import evaluate
 from utils_retrieval import Assets
 from utils_runs import DEFAULTS, Run
@@ -290,6 +290,26 @@ class TestThumbnails:
         from_shards = make_thumbnails(shards, wanted, tmp_path / "c", tmp_path / "a")
         assert from_shards == make_thumbnails(store, wanted, tmp_path / "c", tmp_path / "b")
         assert all(picture.name for picture in from_shards.values())
+
+
+class TestFindImages:
+    def test_the_first_rows_of_a_data_set_have_its_images(self, world, tmp_path, capsys):
+        path = world.queries["image_path"][0]
+        whole = find_images("world", world.data.parent).read("query", path)
+        for name in ("world_first5", "world_first12_first5"):
+            assert find_images(name, world.data.parent).read("query", path) == whole
+        (tmp_path / "world_first5").mkdir()
+        (tmp_path / "world").symlink_to(world.data)
+        assert find_images("world_first5", tmp_path).dataset.root == tmp_path / "world_first5"
+        assert capsys.readouterr().err == ""
+
+    def test_images_that_are_not_here_are_said_once(self, tmp_path, capsys):
+        store = find_images("icir_first5", tmp_path)
+        with pytest.raises(FileNotFoundError):
+            store.read("query", "icir/query/1.jpg")
+        said = capsys.readouterr().err
+        assert said.count("no data set 'icir'") == said.count("\n") == 1
+        assert "python3 data/download.py icir" in said
 
 
 # --- plots -------------------------------------------------------------------------------------
