@@ -94,15 +94,19 @@ class Images:
     """The gallery: image paths relative to the data set's folder, and what of each is shown.
 
     path: N of them (a sequence that may be read when first used). box: int (N, 4), left, upper,
-    right, lower in pixels, or None: whole images. note: N texts a report writes beside the images
-    (i-CIR: the text of the row), or None. shared: the features folder that several tasks of one
-    gallery share, or None.
+    right, lower in pixels, or None: whole images. A box is cut to the image, cropped out and
+    centred on a black square; one of zeros is the whole image, as it is. note: N texts a report
+    writes beside the images (i-CIR: the text of the row), or None. shared: the features folder
+    that several tasks of one gallery share, or None. own_mode: images are preprocessed in their
+    file's own mode and made RGB after the crop, as most published programs do; False: they are
+    made RGB first.
     """
 
     path: Sequence[str]
     box: np.ndarray | None = None
     note: Sequence[str] | None = None
     shared: str | None = None
+    own_mode: bool = False
 
     def __len__(self) -> int:
         return len(self.path)
@@ -113,8 +117,10 @@ class QueryTable:
     """The composed queries of a task, Q of each.
 
     key: unique names. images: the image paths of each query, one or several (whose unit features
-    are averaged). text: the phrase that is encoded. box: int (Q, 4) or None. fields: further texts
-    by name, as methods' prompts need them. tags: labels by name that group queries in metrics; a
+    are averaged). text: the phrase that is encoded. texts: the phrases that are encoded instead,
+    where a query has several (their unit features are averaged; FashionIQ: both orders of its two
+    captions), or None. box: int (Q, 4), as in Images, or None. fields: further texts by name, as
+    methods' prompts need them. tags: labels by name that group queries in metrics; a
     tag of several labels is a tuple of them. shown: the columns that name a query in result tables,
     by header; None: key, image and text.
     """
@@ -122,6 +128,7 @@ class QueryTable:
     key: Sequence[str]
     images: Sequence[tuple[str, ...]]
     text: Sequence[str]
+    texts: Sequence[tuple[str, ...]] | None = None
     box: np.ndarray | None = None
     fields: Mapping[str, Sequence] = field(default_factory=dict)
     tags: Mapping[str, Sequence[str | tuple[str, ...]]] = field(default_factory=dict)
@@ -162,13 +169,15 @@ class View:
 class Group:
     """A step of averaging: the mean (or lowest, "min") over each label of a tag, then rounded.
 
-    tag None: over all there is. digits: of percent, rounded to even as numpy does; None: not
+    tag None: over all there is. only: this one label of the tag, what has another is left out (the
+    row of one category). digits: of percent, rounded to even as numpy does; None: not
     rounded. Tags of outer groups are constant within inner ones.
     """
 
     tag: str | None
     how: str = "mean"
     digits: int | None = None
+    only: str | None = None
 
 
 @dataclass(frozen=True)
@@ -186,10 +195,19 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """A further number of the result table: the mean of some columns, by their names."""
+
+    name: str
+    of: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Submission:
     """A file for an evaluation server: each query's best k rows of a view.
 
-    layout: which writer of the benchmark's own file makes it (its SUBMISSIONS table).
+    It is written where the view's positives are hidden; `--check_submission` reads it for any
+    split. layout: which writer of the benchmark's own file makes it (its SUBMISSIONS table).
     """
 
     file: str
@@ -213,10 +231,12 @@ class Task:
     """A benchmark's question: queries against a gallery, and how the rankings are judged.
 
     pool: int64 (Q,) set of the rows that a method sees for a query, NO_SET for the whole gallery.
-    views: by name, the first is the main one. related: int64 (Q,) set shown as "related" in
-    reports (i-CIR: the same instance, another text), or None. sources: annotation file -> SHA-256.
-    notes: sentences on the protocol that tables and reports repeat (left-out rows and the like).
-    prompts: the name under which methods look up their published prompts ("cirr"), "" for none.
+    views: by name, the first is the main one. means: shown after the columns. ties: how equal
+    scores rank unless --ties says otherwise (see utils_metrics.positive_ranks). related: int64 (Q,)
+    set shown as "related" in reports (i-CIR: the same instance, another text), or None. sources:
+    annotation file -> SHA-256. notes: sentences on the protocol that tables and reports repeat
+    (left-out rows and the like). prompts: the name under which methods look up their published
+    prompts ("cirr"), "" for none.
     """
 
     name: str
@@ -226,8 +246,10 @@ class Task:
     pool: np.ndarray
     views: Mapping[str, View]
     columns: tuple[Column, ...]
+    means: tuple[Mean, ...] = ()
     submissions: tuple[Submission, ...] = ()
     breakdowns: tuple[Breakdown, ...] = ()
+    ties: str = "row"
     related: np.ndarray | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -270,19 +292,23 @@ def save_task(task: Task, folder: Path) -> None:
             "path": list(task.gallery.path),
             "note": None if task.gallery.note is None else list(task.gallery.note),
             "shared": task.gallery.shared,
+            "own_mode": task.gallery.own_mode,
         },
         "queries": {
             "key": list(task.queries.key),
             "images": list(task.queries.images),
             "text": list(task.queries.text),
+            "texts": task.queries.texts and list(task.queries.texts),
             "fields": dict(task.queries.fields),
             "tags": dict(task.queries.tags),
             "shown": task.queries.shown and dict(task.queries.shown),
         },
         "views": list(task.views),
         "columns": [dataclasses.asdict(column) for column in task.columns],
+        "means": [dataclasses.asdict(mean) for mean in task.means],
         "submissions": [dataclasses.asdict(submission) for submission in task.submissions],
         "breakdowns": [dataclasses.asdict(breakdown) for breakdown in task.breakdowns],
+        "ties": task.ties,
         "sources": dict(task.sources),
         "notes": list(task.notes),
         "prompts": task.prompts,
@@ -322,12 +348,17 @@ def _build_task(words: dict, arrays: dict[str, np.ndarray]) -> Task:
     return Task(
         name=words["name"],
         gallery=Images(
-            gallery["path"], arrays.get("gallery_box"), gallery["note"], gallery["shared"]
+            gallery["path"],
+            arrays.get("gallery_box"),
+            gallery["note"],
+            gallery["shared"],
+            gallery["own_mode"],
         ),
         queries=QueryTable(
             key=queries["key"],
             images=[tuple(images) for images in queries["images"]],
             text=queries["text"],
+            texts=queries["texts"] and [tuple(texts) for texts in queries["texts"]],
             box=arrays.get("query_box"),
             fields=queries["fields"],
             tags=tags,
@@ -340,8 +371,10 @@ def _build_task(words: dict, arrays: dict[str, np.ndarray]) -> Task:
             Column(**{**c, "groups": tuple(Group(**g) for g in c["groups"])})
             for c in words["columns"]
         ),
+        means=tuple(Mean(m["name"], tuple(m["of"])) for m in words["means"]),
         submissions=tuple(Submission(**s) for s in words["submissions"]),
         breakdowns=tuple(Breakdown(**b) for b in words["breakdowns"]),
+        ties=words["ties"],
         related=arrays.get("related"),
         sources=words["sources"],
         notes=tuple(words["notes"]),
