@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -252,139 +252,10 @@ def select_device(gpu: int) -> torch.device:
 
 
 # ---------------------------------------------------------------------------------------------
-# Ranks and average precision (DESIGN section 6)
+# Metrics (DESIGN section 6)
 # ---------------------------------------------------------------------------------------------
 
-TIE_RULES = ("row", "best", "worst")
-# (positive, database row) pairs compared in one step: fits a core's cache; fills a GPU
-PAIRS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
-
-
-def positive_ranks(
-    scores: Sequence[torch.Tensor], query: torch.Tensor, position: torch.Tensor, ties: str = "row"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """0-based ranks of the positives, by counting the rows that score higher. No row is sorted.
-
-    scores: float32 (Q, N) of each of R runs, higher is better. query, position: int64 (P,), row and
-    column in each run's scores of every positive, sorted by query, then position. ties: equal
-    scores rank in column order ("row"), or with the positives before ("best") or after ("worst")
-    the negatives. Returns ranks int64 (R, P), and tied bool (R, P): the positive ties with a
-    negative.
-    """
-    import torch
-
-    columns = scores[0].shape[1]
-    cells = query * columns + position
-    value = torch.stack([own.flatten().index_select(0, cells) for own in scores])
-    higher, equal = _count_higher(scores, query, value)
-    tied = torch.zeros_like(equal, dtype=torch.bool)
-    run, which = equal.nonzero(as_tuple=True)
-    if not len(run):
-        return higher, tied
-    others = equal[run, which]
-    twin, twin_earlier = _equal_positives(query[which] + len(scores[0]) * run, value[run, which])
-    tied[run, which] = others > twin
-    if ties == "best":
-        higher[run, which] += twin_earlier
-    elif ties == "worst":
-        higher[run, which] += others - twin + twin_earlier
-    else:
-        column = torch.arange(columns, device=query.device)
-        step = max(1, PAIRS_AT_ONCE[query.device.type] // columns)
-        for number, own in enumerate(scores):
-            for some in which[run == number].split(step):
-                same = own[query[some]] == value[number, some, None]
-                higher[number, some] += (same & (column < position[some, None])).sum(1)
-    return higher, tied
-
-
-def _count_higher(
-    scores: Sequence[torch.Tensor], query: torch.Tensor, value: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many columns score higher than each positive, and how many others the same.
-
-    scores: R times (Q, N); query (P,), sorted; value (R, P), the positives' scores. Returns int64
-    (R, P) both. A column that scores less than every positive of its query counts for none.
-    """
-    import torch
-
-    runs, queries = len(scores), len(scores[0])
-    lowest = value.new_full((runs, queries, 1), float("inf"))
-    lowest[..., 0].scatter_reduce_(1, query.expand(runs, -1), value, "amin")
-    # Comparisons are written, and counted, as floats: several times faster than as bools.
-    in_play, mask = value.new_zeros(scores[0].shape), value.new_empty(scores[0].shape)
-    for own, least in zip(scores, lowest, strict=True):
-        torch.maximum(in_play, torch.ge(own, least, out=mask), out=in_play)
-    in_play = in_play.bool()
-    cells = in_play.flatten().nonzero()[:, 0]
-    scores = torch.stack([own.flatten().index_select(0, cells) for own in scores])  # query by query
-    sizes = in_play.sum(1).tolist()
-
-    at_once = PAIRS_AT_ONCE[value.device.type]
-    higher, at_least = torch.empty_like(value), torch.empty_like(value)  # exact below 2**24
-    buffer = value.new_empty(max(at_once, max(sizes)))
-    start = 0
-    counts = torch.bincount(query, minlength=queries).tolist()
-    for rows, size, count in zip(scores.split(sizes, dim=1), sizes, counts, strict=True):
-        stop = start + count
-        for part in _slices(start, stop, at_once // max(1, size)):
-            for some in _slices(0, runs, at_once // (size * (part.stop - part.start))):
-                own = value[some, part, None]
-                mask = buffer[: own.numel() * size].view(*own.shape[:2], size)
-                higher[some, part] = torch.gt(rows[some, None], own, out=mask).sum(2)
-                at_least[some, part] = torch.ge(rows[some, None], own, out=mask).sum(2)
-        start = stop
-    higher = higher.long()
-    return higher, at_least.long() - higher - 1
-
-
-def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
-    """The range in slices of at most that size, at least 1."""
-    for first in range(start, stop, max(1, size)):
-        yield slice(first, min(first + max(1, size), stop))
-
-
-def _equal_positives(query: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each positive (P,): how many others of its query score the same, and how many earlier.
-
-    A stable sort by (query, value) puts equal ones side by side in their first order.
-    """
-    import torch
-
-    by_value = torch.sort(value, stable=True).indices
-    order = by_value[torch.sort(query[by_value], stable=True).indices]
-    query, value = query[order], value[order]
-    new = torch.ones_like(query, dtype=torch.bool)
-    new[1:] = (query[1:] != query[:-1]) | (value[1:] != value[:-1])
-    group = new.cumsum(0) - 1
-    size = torch.bincount(group)
-    first = size.cumsum(0) - size
-    twin, earlier = torch.empty_like(order), torch.empty_like(order)
-    twin[order] = size[group] - 1
-    earlier[order] = torch.arange(len(order), device=order.device) - first[group]
-    return twin, earlier
-
-
-def average_precision(ranks: np.ndarray, query: np.ndarray, queries: int) -> np.ndarray:
-    """Trapezoidal average precision of every query, as the reference and the VRG code define it.
-
-    ranks: int64 (P,), 0-based ranks of the positives; query: int64 (P,), whose they are, sorted.
-    Returns float64 (queries,). AP = sum over j of (p0 + p1) / 2 / (n + 1e-5), with p0 = j / r_j
-    (1 where r_j = 0) and p1 = (j + 1) / (r_j + 1). A query with no positive scores 0. This is
-    not the rectangular AP of other libraries, and a perfect ranking scores n / (n + 1e-5).
-    """
-    import numpy as np
-
-    first = query * (ranks.max(initial=0) + 1)
-    ranks = np.sort(first + ranks) - first  # each query's ranks, rising
-    count = np.bincount(query, minlength=queries)
-    j = np.arange(len(ranks)) - (np.cumsum(count) - count)[query]
-    before = np.where(ranks == 0, 1.0, j / np.maximum(ranks, 1))
-    after = (j + 1) / (ranks + 1)
-    total = np.bincount(query, (before + after) / 2, minlength=queries)
-    return total / (count + 1e-5)
-
-
+TIE_RULES = ("row", "best", "worst")  # of --ties; see utils_metrics.positive_ranks
 MEANS = ("mAP", "mmAP", "minmAP")
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from utils import UserError, average_precision, positive_ranks, summarise
+from utils import UserError, summarise
+from utils_metrics import measure, positive_ranks
 from utils_retrieval import METHODS, Assets, Gallery, Queries, unit_rows
 from utils_runs import Run, show_value
 from utils_storage import ArrayRows, Features, MappedRows
@@ -343,6 +344,7 @@ def evaluate(
         parts, found = zip(*searched, strict=True)
     positives, order = _positives(parts)
     count = len(features.queries)
+    n = np.bincount(positives.query, minlength=count)
     evaluations = []
     for number, run in enumerate(runs):
         own = [by_run.pop(number) for by_run in found]  # of many runs, not all are kept twice
@@ -356,7 +358,7 @@ def evaluate(
                 instance=features.queries["instance"].to_numpy(),
                 positives=positives,
                 ranks=ranks,
-                ap=average_precision(ranks, positives.query, count),
+                ap=measure("AP-T", ranks, positives.query, n, n),
                 tied=np.bincount(positives.query[tied], minlength=count) > 0,
                 top_rows=top_rows,
                 top_scores=top_scores,

@@ -170,14 +170,16 @@ class Group:
     """A step of averaging: the mean (or lowest, "min") over each label of a tag, then rounded.
 
     tag None: over all there is. only: this one label of the tag, what has another is left out (the
-    row of one category). digits: of percent, rounded to even as numpy does; None: not
-    rounded. Tags of outer groups are constant within inner ones.
+    row of one category). digits: of percent; None: not rounded. rounding: "numpy" (half to even, of
+    float64) or "python" (the mean taken as float32, then rounded as Python's round does, the way
+    FREEDOM rounds recall and precision). Tags of outer groups are constant within inner ones.
     """
 
     tag: str | None
     how: str = "mean"
     digits: int | None = None
     only: str | None = None
+    rounding: str = "numpy"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,404 @@
+"""Ranks of the positives, measures of them per query, and the averaging of queries to one number.
+
+Ranks are 0-based throughout. Two formulas of average precision are in use and named apart: AP-T
+(trapezoidal) and AP-S (standard); other libraries give AP-S, and leave out the queries without
+positives, which score 0 here. torch is imported inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, product, repeat, takewhile
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from utils_task import Group
+
+EPSILON = 1e-5  # in the divisors of FREEDOM's and i-CIR's code: a perfect ranking scores below 1
+
+# ---------------------------------------------------------------------------------------------
+# Ranks
+# ---------------------------------------------------------------------------------------------
+
+# (positive, database row) pairs compared in one step: fits a core's cache; fills a GPU
+PAIRS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
+
+
+def positive_ranks(
+    scores: Sequence[torch.Tensor], query: torch.Tensor, position: torch.Tensor, ties: str = "row"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """0-based ranks of the positives, by counting the rows that score higher. No row is sorted.
+
+    scores: float32 (Q, N) of each of R runs, higher is better. query, position: int64 (P,), row and
+    column in each run's scores of every positive, sorted by query, then position. ties: equal
+    scores rank in column order ("row"), or with the positives before ("best") or after ("worst")
+    the negatives. Returns ranks int64 (R, P), and tied bool (R, P): the positive ties with a
+    negative.
+    """
+    import torch
+
+    columns = scores[0].shape[1]
+    cells = query * columns + position
+    value = torch.stack([own.flatten().index_select(0, cells) for own in scores])
+    higher, equal = _count_higher(scores, query, value)
+    tied = torch.zeros_like(equal, dtype=torch.bool)
+    run, which = equal.nonzero(as_tuple=True)
+    if not len(run):
+        return higher, tied
+    others = equal[run, which]
+    twin, twin_earlier = _equal_positives(query[which] + len(scores[0]) * run, value[run, which])
+    tied[run, which] = others > twin
+    if ties == "best":
+        higher[run, which] += twin_earlier
+    elif ties == "worst":
+        higher[run, which] += others - twin + twin_earlier
+    else:
+        column = torch.arange(columns, device=query.device)
+        step = max(1, PAIRS_AT_ONCE[query.device.type] // columns)
+        for number, own in enumerate(scores):
+            for some in which[run == number].split(step):
+                same = own[query[some]] == value[number, some, None]
+                higher[number, some] += (same & (column < position[some, None])).sum(1)
+    return higher, tied
+
+
+def _count_higher(
+    scores: Sequence[torch.Tensor], query: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many columns score higher than each positive, and how many others the same.
+
+    scores: R times (Q, N); query (P,), sorted; value (R, P), the positives' scores. Returns int64
+    (R, P) both. A column that scores less than every positive of its query counts for none.
+    """
+    import torch
+
+    runs, queries = len(scores), len(scores[0])
+    lowest = value.new_full((runs, queries, 1), float("inf"))
+    lowest[..., 0].scatter_reduce_(1, query.expand(runs, -1), value, "amin")
+    # Comparisons are written, and counted, as floats: several times faster than as bools.
+    in_play, mask = value.new_zeros(scores[0].shape), value.new_empty(scores[0].shape)
+    for own, least in zip(scores, lowest, strict=True):
+        torch.maximum(in_play, torch.ge(own, least, out=mask), out=in_play)
+    in_play = in_play.bool()
+    cells = in_play.flatten().nonzero()[:, 0]
+    scores = torch.stack([own.flatten().index_select(0, cells) for own in scores])  # query by query
+    sizes = in_play.sum(1).tolist()
+
+    at_once = PAIRS_AT_ONCE[value.device.type]
+    higher, at_least = torch.empty_like(value), torch.empty_like(value)  # exact below 2**24
+    buffer = value.new_empty(max(at_once, max(sizes)))
+    start = 0
+    counts = torch.bincount(query, minlength=queries).tolist()
+    for rows, size, count in zip(scores.split(sizes, dim=1), sizes, counts, strict=True):
+        stop = start + count
+        for part in _slices(start, stop, at_once // max(1, size)):
+            for some in _slices(0, runs, at_once // (size * (part.stop - part.start))):
+                own = value[some, part, None]
+                mask = buffer[: own.numel() * size].view(*own.shape[:2], size)
+                higher[some, part] = torch.gt(rows[some, None], own, out=mask).sum(2)
+                at_least[some, part] = torch.ge(rows[some, None], own, out=mask).sum(2)
+        start = stop
+    higher = higher.long()
+    return higher, at_least.long() - higher - 1
+
+
+def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
+    """The range in slices of at most that size, at least 1."""
+    for first in range(start, stop, max(1, size)):
+        yield slice(first, min(first + max(1, size), stop))
+
+
+def _equal_positives(query: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each positive (P,): how many others of its query score the same, and how many earlier.
+
+    A stable sort by (query, value) puts equal ones side by side in their first order.
+    """
+    import torch
+
+    by_value = torch.sort(value, stable=True).indices
+    order = by_value[torch.sort(query[by_value], stable=True).indices]
+    query, value = query[order], value[order]
+    new = torch.ones_like(query, dtype=torch.bool)
+    new[1:] = (query[1:] != query[:-1]) | (value[1:] != value[:-1])
+    group = new.cumsum(0) - 1
+    size = torch.bincount(group)
+    first = size.cumsum(0) - size
+    twin, earlier = torch.empty_like(order), torch.empty_like(order)
+    twin[order] = size[group] - 1
+    earlier[order] = torch.arange(len(order), device=order.device) - first[group]
+    return twin, earlier
+
+
+# ---------------------------------------------------------------------------------------------
+# Measures: f(ranks int (P,), query int (P,), n int (Q,), N int (Q,), k) -> float64 (Q,)
+#
+# ranks: of the positives, 0-based, in any order within a query; query: whose they are, sorted;
+# n: how many positives each query has (of none: value 0); N: how many rows were ranked for it;
+# k: the cut-off, None without one.
+# ---------------------------------------------------------------------------------------------
+
+
+def average_precision_trapezoidal(ranks, query, n, N, k):
+    """AP-T: sum over j of (p0 + p1) / 2 / (n + 1e-5), p0 = j / r_j (1 at 0), p1 = (j+1) / (r_j+1).
+
+    r_0 < r_1 < ... are the ranks. As the reference and the VRG code have it (DESIGN section 6).
+    """
+    ranks, j = _rising(ranks, query, len(n))
+    before = np.where(ranks == 0, 1.0, j / np.maximum(ranks, 1))
+    after = (j + 1) / (ranks + 1)
+    return np.bincount(query, (before + after) / 2, minlength=len(n)) / (n + EPSILON)
+
+
+def average_precision_standard(ranks, query, n, N, k):
+    """AP-S: sum over the positives with r_j < k of (j+1) / (r_j+1), over min(n, k) (CIRCO)."""
+    divisor = n
+    if k is not None:
+        ranks, query = ranks[ranks < k], query[ranks < k]
+        divisor = np.minimum(n, k)
+    ranks, j = _rising(ranks, query, len(n))
+    total = np.bincount(query, (j + 1) / (ranks + 1), minlength=len(n))
+    return total / np.maximum(divisor, 1)
+
+
+def hit(ranks, query, n, N, k):
+    """Hit@k: 1 where any positive has a rank below k. Many papers call it Recall@k."""
+    return (_hits(ranks, query, n, k) > 0).astype(np.float64)
+
+
+def recall(ranks, query, n, N, k):
+    """Recall@k: the share of the positives with ranks below k, over n + 1e-5 (FREEDOM)."""
+    return _hits(ranks, query, n, k) / (n + EPSILON)
+
+
+def precision(ranks, query, n, N, k):
+    """P@k: positives with ranks below k, over min(n, k, N) + 1e-5 (FREEDOM)."""
+    return _hits(ranks, query, n, k) / (np.minimum(np.minimum(n, N), k) + EPSILON)
+
+
+def _hits(ranks, query, n, k):
+    return np.bincount(query[ranks < k], minlength=len(n))
+
+
+def _rising(ranks, query, queries):
+    """Each query's ranks, rising, and the number j of each in its query."""
+    first = query * (ranks.max(initial=0) + 1)
+    count = np.bincount(query, minlength=queries)
+    return np.sort(first + ranks) - first, np.arange(len(ranks)) - (np.cumsum(count) - count)[query]
+
+
+MEASURES = {
+    "AP-T": average_precision_trapezoidal,
+    "AP-S": average_precision_standard,
+    "AP-S@k": average_precision_standard,
+    "Hit@k": hit,
+    "Recall@k": recall,
+    "P@k": precision,
+}
+
+
+def parse_measure(name: str) -> tuple[Callable, int | None]:
+    """A measure and its cut-off from a name: "AP-S@10" -> (average_precision_standard, 10).
+
+    Raises UserError for an unknown measure, and for a cut-off that is missing or no number.
+    """
+    kind, at, cut = name.partition("@")
+    form = f"{kind}@k" if at else kind
+    if form not in MEASURES or (at and not re.fullmatch("[1-9][0-9]*", cut)):
+        known = ", ".join(MEASURES)
+        raise UserError(f"{name!r} is no measure; there are {known} (k = 1, 2, ...)")
+    return MEASURES[form], int(cut) if at else None
+
+
+def measure(
+    name: str, ranks: np.ndarray, query: np.ndarray, n: np.ndarray, N: np.ndarray
+) -> np.ndarray:
+    """The value of a measure for every query, float64 (Q,), a fraction.
+
+    ranks: int (P,), 0-based, of the positives, in any order within a query; query: int (P,), whose
+    they are, sorted; n: int (Q,), how many positives each query has (of none: value 0); N: int
+    (Q,), how many rows were ranked. Raises UserError as parse_measure does.
+    """
+    value, k = parse_measure(name)
+    return value(ranks, query, n, N, k)
+
+
+# ---------------------------------------------------------------------------------------------
+# Averages
+# ---------------------------------------------------------------------------------------------
+
+AVERAGE = "average"  # the last row and column of a breakdown
+
+
+def _mean(values: np.ndarray, code: np.ndarray) -> np.ndarray:
+    return np.bincount(code, values) / np.bincount(code)
+
+
+def _lowest(values: np.ndarray, code: np.ndarray) -> np.ndarray:
+    lowest = np.full(code.max() + 1, np.inf)
+    np.minimum.at(lowest, code, values)
+    return lowest
+
+
+STEPS = {"mean": _mean, "min": _lowest}  # by Group.how: one value of those with the same code
+
+
+def _python_round(values: np.ndarray, digits: int) -> np.ndarray:
+    return np.array([round(value, digits) for value in values.tolist()])
+
+
+# By Group.rounding: the precision of a step's values, and what rounds them (in percent).
+ROUNDINGS = {"numpy": (np.float64, np.round), "python": (np.float32, _python_round)}
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A group whose tags are looked up: value member[i] is one of those averaged to code[i].
+
+    member, code: int (M,). Codes number the group's labels in their order.
+    """
+
+    group: Group
+    member: np.ndarray
+    code: np.ndarray
+
+
+def reduce(values: np.ndarray, groups: Sequence[Group], tags: Mapping[str, Sequence]) -> float:
+    """Average the queries' values to one number, in percent.
+
+    values: float (Q,), fractions. groups: innermost first; each takes the mean (or the lowest) of
+    what has one label of its tag (or of the one label it is for), then rounds; what is left is
+    averaged. tags: name -> the label of each query, or a tuple of labels, in each of which the
+    query counts once (of none: nowhere).
+    Percent is taken where the first rounding asks for it, or at the end. Raises UserError as
+    plan_steps does.
+    """
+    return average(values, plan_steps(len(values), groups, tags))
+
+
+def average(values: np.ndarray, steps: Sequence[Step]) -> float:
+    """What reduce computes, with the steps of plan_steps, which serve any number of runs."""
+    factor = 100
+    for step in steps:
+        kind, rounded = ROUNDINGS[step.group.rounding]
+        values = STEPS[step.group.how](values[step.member].astype(kind), step.code).astype(kind)
+        if step.group.digits is not None:
+            values = rounded(factor * values.astype(np.float64), step.group.digits)
+            factor = 1
+    return float(factor * values.mean())
+
+
+def plan_steps(queries: int, groups: Sequence[Group], tags: Mapping[str, Sequence]) -> list[Step]:
+    """The steps that average Q queries over these groups; see reduce.
+
+    Raises UserError if there is no query, for an unknown step or rounding, and for a tag that is
+    absent, without any label, or not constant within the groups inside it.
+    """
+    if not queries:
+        raise UserError("there is no query to average over")
+    for group in groups:
+        for word, known in ((group.how, STEPS), (group.rounding, ROUNDINGS)):
+            if word not in known:
+                raise UserError(f"groups know no {word!r}; there are {', '.join(known)}")
+    steps, query = [], np.arange(queries)  # query: one for each value, that has all its outer tags
+    for level, group in enumerate(groups):
+        member, code = _codes(query, group, tags)
+        steps.append(Step(group, member, code))
+        first = query[member][np.unique(code, return_index=True)[1]]
+        for outer in groups[level + 1 :]:
+            if outer.tag is not None:
+                _require_constant(query[member], first[code], group.tag, outer.tag, tags)
+        query = first
+    return steps
+
+
+def _require_constant(query, standing, inner: str | None, outer: str, tags: Mapping) -> None:
+    labels = _labels(tags, outer)
+    for one, other in zip(standing.tolist(), query.tolist(), strict=True):
+        if labels[one] != labels[other]:
+            raise UserError(
+                f"values cannot be averaged by {inner or 'nothing'} first and then by {outer}: "
+                f"{labels[one]!r} and {labels[other]!r} would be averaged together"
+            )
+
+
+def _codes(query: np.ndarray, group: Group, tags: Mapping) -> tuple[np.ndarray, np.ndarray]:
+    """Every (value, label) pair as numbers, int (M,) both; labels are numbered in their order."""
+    if group.tag is None:
+        return np.arange(len(query)), np.zeros(len(query), np.int64)
+    labels = _labels(tags, group.tag)
+    owned = [_all_labels(labels[i]) for i in query.tolist()]
+    if group.only is not None:
+        owned = [(group.only,) * (group.only in own) for own in owned]
+    number = {label: i for i, label in enumerate(sorted({*chain.from_iterable(owned)}))}
+    if not number:
+        wanted = "a label" if group.only is None else f"the label {group.only!r}"
+        raise UserError(f"no query has {wanted} of the tag {group.tag!r}")
+    member = np.repeat(np.arange(len(query)), [len(own) for own in owned])
+    return member, np.array([number[label] for label in chain.from_iterable(owned)])
+
+
+def _labels(tags: Mapping[str, Sequence], tag: str) -> Sequence:
+    if tag not in tags:
+        raise UserError(f"queries have no tag {tag!r} (there are: {', '.join(tags) or 'none'})")
+    return tags[tag]
+
+
+def _all_labels(label: Hashable) -> tuple[Hashable, ...]:
+    return label if isinstance(label, tuple) else (label,)
+
+
+def breakdown(
+    values: np.ndarray,
+    groups: Sequence[Group],
+    tags: Mapping[str, Sequence],
+    rows: str,
+    columns: str | None,
+) -> tuple[list[str], list[str], np.ndarray]:
+    """What reduce averages, as a matrix by two tags, with the averages of rows and columns.
+
+    values, groups, tags: as reduce takes them. rows, columns: the tags of the matrix; columns None:
+    the column of averages alone. A cell is averaged over the groups inside both (those before the
+    first of either tag or of none); NaN where no query has both labels. Returns the labels of R
+    rows and of C columns, sorted, then "average", and float64 (R + 1, C + 1) in percent: the last
+    column holds the means of the rows, the last row those of the columns; at the end all is rounded
+    to the digits of the last group. Raises UserError as plan_steps does.
+    """
+    inner = tuple(takewhile(lambda group: group.tag not in (rows, columns, None), groups))
+    members = defaultdict(list)
+    for number, cells in enumerate(_cells(len(values), tags, rows, columns)):
+        for cell in cells:
+            members[cell].append(number)
+    if not members:
+        raise UserError(f"no query has labels of both tags, {rows!r} and {columns!r}")
+    names = [sorted(set(labels)) for labels in zip(*members, strict=True)]
+    matrix = np.full([len(labels) + 1 for labels in names], np.nan)
+    for (row, column), some in members.items():
+        own_tags = {group.tag: [_labels(tags, group.tag)[i] for i in some] for group in inner}
+        cell = names[0].index(row), names[1].index(column)
+        matrix[cell] = reduce(values[some], inner, own_tags)
+    matrix[:-1, -1] = _mean_of_present(matrix[:-1, :-1], axis=1)
+    matrix[-1] = _mean_of_present(matrix[:-1], axis=0)
+    if groups and groups[-1].digits is not None:
+        matrix = np.round(matrix, groups[-1].digits)
+    shown = slice(None) if columns else slice(-1, None)
+    return [*names[0], AVERAGE], [*names[1], AVERAGE][shown], matrix[:, shown]
+
+
+def _cells(queries: int, tags: Mapping, rows: str, columns: str | None) -> Iterator[Iterator]:
+    """The (row, column) labels of every query."""
+    of_columns = _labels(tags, columns) if columns else repeat(AVERAGE, queries)
+    for pair in zip(_labels(tags, rows), of_columns, strict=True):
+        yield product(*map(_all_labels, pair))
+
+
+def _mean_of_present(matrix: np.ndarray, axis: int) -> np.ndarray:
+    return np.nansum(matrix, axis) / np.count_nonzero(~np.isnan(matrix), axis)
