@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,17 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils import UserError, file_safe
+from utils_text_tower import (
+    CausalTextTower,
+    PlacedVectors,
+    Replacement,
+    find_causal_tower,
+    find_mark,
+    find_token_embedding,
+    grow_trees,
+    place_vectors,
+    vectors_placed,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +46,6 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 NORMALISED_AT_ONCE = 4
 # Distinct texts that are tokenised, and sorted to find their shared beginnings, together.
 TEXTS_AT_ONCE = 16_384
-# Tokens encoded together by a causal text tower; attention costs their square.
-TREE_TOKENS = 512
 # Distinct texts whose contextual averages are summed up together (each brings 2 prompts a word).
 CONTEXTS_AT_ONCE = 4_096
 
@@ -222,120 +231,6 @@ def make_preprocess(transform: Any) -> Preprocess:
 
 
 # ---------------------------------------------------------------------------------------------
-# Text towers
-# ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PrefixTree:
-    """Token sequences laid out so that a beginning they share stands there once.
-
-    tokens[n], depths[n], parents[n]: the token of node n, its position in the sequence, and the
-    node of the token before it (-1 at the start). ends[i] is the last node of sequence rows[i].
-    """
-
-    tokens: list[int]
-    depths: list[int]
-    parents: list[int]
-    rows: list[int]
-    ends: list[int]
-
-    def ancestors(self) -> np.ndarray:
-        """What each node comes after, itself included: (nodes, nodes) bool."""
-        seen = np.eye(len(self.tokens), dtype=bool)
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                seen[node] |= seen[parent]
-        return seen
-
-
-def grow_trees(
-    sequences: Sequence[tuple[int, ...]], max_rows: int, max_tokens: int = TREE_TOKENS
-) -> Iterator[PrefixTree]:
-    """Lay sequences out as prefix trees of at most max_rows sequences and max_tokens nodes each.
-
-    In sorted order a sequence shares its longest beginning with the one before it.
-    """
-    tree = PrefixTree([], [], [], [], [])
-    path: list[int] = []  # the nodes of the sequence before
-    for row in sorted(range(len(sequences)), key=sequences.__getitem__):
-        sequence = sequences[row]
-        if len(tree.rows) == max_rows or len(tree.tokens) + len(sequence) > max_tokens:
-            if tree.rows:
-                yield tree
-            tree, path = PrefixTree([], [], [], [], []), []
-        shared = 0
-        while shared < min(len(path), len(sequence)) and (
-            tree.tokens[path[shared]] == sequence[shared]
-        ):
-            shared += 1
-        del path[shared:]
-        for depth, token in enumerate(sequence[shared:], shared):
-            tree.parents.append(path[-1] if path else -1)
-            path.append(len(tree.tokens))
-            tree.tokens.append(token)
-            tree.depths.append(depth)
-        tree.rows.append(row)
-        tree.ends.append(path[-1])
-    if tree.rows:
-        yield tree
-
-
-@dataclass(frozen=True)
-class CausalTextTower:
-    """A text transformer whose feature of a text depends on its tokens up to the end token alone.
-
-    Attention is causal and the feature is read at the end token, which never sees the padding
-    after it; and what a token becomes depends on those before it, so texts that begin alike (the
-    prompts of one word or one text) share that work. Both savings are exact.
-    """
-
-    module: torch.nn.Module
-    pool_type: str  # "argmax": the end token has the highest id; "eos": its id is eos_id
-    eos_id: int | None
-
-    def sequences(self, tokens: torch.Tensor) -> list[tuple[int, ...]]:
-        """The rows of tokens (n, L), each cut after its end token."""
-        ends = ((tokens == self.eos_id).int() if self.pool_type == "eos" else tokens).argmax(dim=-1)
-        rows = zip(tokens.tolist(), ends.tolist(), strict=True)
-        return [tuple(row[: end + 1]) for row, end in rows]
-
-    def encode(self, tree: PrefixTree, device: torch.device) -> torch.Tensor:
-        """Features (n, D) of a tree's n sequences."""
-        import torch
-
-        tower = self.module
-        tokens, depths, ends = (
-            torch.tensor(numbers, device=device)
-            for numbers in (tree.tokens, tree.depths, tree.ends)
-        )
-        unseen = torch.from_numpy(~tree.ancestors()).to(device)
-        mask = torch.zeros(unseen.shape, device=device).masked_fill_(unseen, float("-inf"))
-        x = tower.token_embedding(tokens) + tower.positional_embedding[depths]  # (nodes, W)
-        x = tower.transformer(x[None], attn_mask=mask)[0]
-        x = tower.ln_final(x[ends])  # (n, W)
-        if tower.text_projection is None:
-            return x
-        projection = tower.text_projection
-        return projection(x) if callable(projection) else x @ projection
-
-
-def find_causal_tower(model: torch.nn.Module) -> CausalTextTower | None:
-    """The model's text tower if it is causal and pooled at the end token, else None."""
-    tower = getattr(model, "text", model)
-    prefix = "" if tower is not model else "text_"  # CLIP holds its text tower unpacked
-    pool_type = getattr(tower, f"{prefix}pool_type", None)
-    causal = getattr(tower, "attn_mask", None) is not None
-    if (
-        not causal
-        or pool_type not in ("argmax", "eos")
-        or getattr(tower, "cls_emb", None) is not None
-    ):
-        return None
-    return CausalTextTower(tower, pool_type, getattr(tower, f"{prefix}eos_id", None))
-
-
-# ---------------------------------------------------------------------------------------------
 # Encoder
 # ---------------------------------------------------------------------------------------------
 
@@ -407,19 +302,51 @@ class Encoder:
         texts: Sequence[str],
         batch_size: int,
         progress: Callable[[int], None] | None = None,
+        replace: Replacement | None = None,
     ) -> np.ndarray:
         """Features (n, D) float32, a row for each of n texts; a text that recurs is encoded once.
 
-        progress is told after each batch how many of the n rows it has settled.
+        progress is told after each batch how many of the n rows it has settled. replace: vectors
+        that stand in the place of a mark; then what is encoded once is a text with its vector.
+        Raises UserError for a text without the mark, and for vectors of another width.
         """
-        rows = _rows_by_value(texts)
+        if replace is None:
+            rows = _rows_by_value(texts)
+        else:
+            self._check_vectors(replace)
+            rows = _rows_by_value(list(zip(texts, replace.which.tolist(), strict=True)))
+            replace = replace.of([where[0] for where in rows.values()])
+        distinct = [texts[where[0]] for where in rows.values()]
         features = np.empty((len(rows), self.dim), np.float32)
         weights = np.array([len(where) for where in rows.values()])
-        for batch, values in self._encode_distinct(list(rows), batch_size):
+        for batch, values in self._encode_distinct(distinct, batch_size, replace):
             features[batch] = values
             if progress:
                 progress(int(weights[batch].sum()))
         return features[_row_numbers(rows, len(texts))]
+
+    @property
+    def token_dim(self) -> int:
+        """The width W of the text tower's token embeddings."""
+        return find_token_embedding(self.model).embedding_dim
+
+    def _check_vectors(self, replace: Replacement) -> None:
+        if replace.vectors.shape[1] != self.token_dim:
+            raise UserError(
+                f"the vectors for {replace.mark!r} have {replace.vectors.shape[1]} numbers, but "
+                f"the token embeddings of this backbone {self.token_dim}"
+            )
+
+    def find_cut_texts(self, texts: Sequence[str]) -> list[int]:
+        """The numbers of the texts of which the end is cut off, being longer than the context."""
+        cut = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            some = texts[start : start + TEXTS_AT_ONCE]
+            tokens = self.tokenizer(some)
+            longer = self.tokenizer(some, context_length=tokens.shape[1] + 1)
+            differ = (longer[:, :-1] != tokens).any(1)
+            cut += (start + differ.nonzero()[:, 0]).tolist()
+        return cut
 
     def encode_contextual_texts(
         self,
@@ -470,39 +397,51 @@ class Encoder:
         return sums / (2 * len(words))
 
     def _encode_distinct(
-        self, texts: list[str], batch_size: int
+        self, texts: list[str], batch_size: int, replace: Replacement | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Encode texts batch by batch: positions in the list (B,) and features (B, D) of each.
 
         The batches follow from the list alone, so that a run done again gives the same bits.
         """
         tower = find_causal_tower(self.model)
+        mark = None if replace is None else find_mark(self.tokenizer, replace.mark)
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            tokens = self.tokenizer(texts[start : start + TEXTS_AT_ONCE])
+            some = texts[start : start + TEXTS_AT_ONCE]
+            tokens, placed = self.tokenizer(some), None
+            if replace is not None:
+                here = replace.of(range(start, start + len(some)))
+                placed = place_vectors(some, tokens, mark, here)
             if tower is None:
-                batches = self._encode_whole(tokens, batch_size)
+                batches = self._encode_whole(tokens, batch_size, placed)
             else:
-                batches = self._encode_trees(tower, tokens, batch_size)
+                batches = self._encode_trees(tower, tokens, batch_size, placed)
             for rows, features in batches:
                 yield start + np.asarray(rows), features.float().cpu().numpy()
 
     def _encode_whole(
-        self, tokens: torch.Tensor, batch_size: int
+        self, tokens: torch.Tensor, batch_size: int, placed: PlacedVectors | None
     ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
         """Encode tokens (n, L) at full length, by the model's own call."""
+        embedding = find_token_embedding(self.model)
         for first in range(0, len(tokens), batch_size):
             batch = tokens[first : first + batch_size]
-            with self._inference():
+            here = placed and placed.among(first, first + len(batch))
+            with self._inference(), vectors_placed(embedding, here):
                 features = self.model.encode_text(batch.to(self.device), normalize=False)
             yield range(first, first + len(batch)), features
 
     def _encode_trees(
-        self, tower: CausalTextTower, tokens: torch.Tensor, batch_size: int
+        self,
+        tower: CausalTextTower,
+        tokens: torch.Tensor,
+        batch_size: int,
+        placed: PlacedVectors | None,
     ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
         """Encode tokens (n, L) as trees of shared beginnings."""
-        for tree in grow_trees(tower.sequences(tokens), batch_size):
+        vectors = placed and placed.vectors.to(self.device)
+        for tree in grow_trees(tower.sequences(tokens, placed), batch_size):
             with self._inference():
-                features = tower.encode(tree, self.device)
+                features = tower.encode(tree, self.device, vectors)
             yield tree.rows, features
 
     @contextlib.contextmanager
@@ -518,16 +457,16 @@ class Encoder:
             yield
 
 
-def _rows_by_value(texts: Sequence[str]) -> dict[str, list[int]]:
-    """The rows each distinct text stands in; texts in order of first occurrence."""
-    rows: dict[str, list[int]] = {}
-    for row, text in enumerate(texts):
-        rows.setdefault(text, []).append(row)
+def _rows_by_value(values: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    """The rows each distinct value stands in; values in order of first occurrence."""
+    rows: dict[Hashable, list[int]] = {}
+    for row, value in enumerate(values):
+        rows.setdefault(value, []).append(row)
     return rows
 
 
-def _row_numbers(rows: dict[str, list[int]], count: int) -> np.ndarray:
-    """For each of `count` rows, the number of its distinct text."""
+def _row_numbers(rows: dict[Hashable, list[int]], count: int) -> np.ndarray:
+    """For each of `count` rows, the number of its distinct value."""
     numbers = np.empty(count, np.int64)
     for number, where in enumerate(rows.values()):
         numbers[where] = number

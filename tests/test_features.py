@@ -14,6 +14,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from conftest import ROOT, SMALL_CLIP
 from PIL import Image
 
@@ -26,12 +27,11 @@ from utils_features import (
     backbone_folder,
     decode_image,
     find_backbone,
-    find_causal_tower,
-    grow_trees,
     list_backbones,
     load_encoder,
     make_preprocess,
 )
+from utils_text_tower import find_causal_tower
 
 CPU = torch.device("cpu")
 
@@ -160,7 +160,8 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path, small_clip, spoil, messa
 
 
 def test_a_missing_package_is_named(make_clip, monkeypatch):
-    config = {**SMALL_CLIP, "text_cfg": {**TEXT_CFG, "hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}}
+    text = {**SMALL_CLIP["text_cfg"], "hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}
+    config = {**SMALL_CLIP, "text_cfg": text}
     folder = make_clip("hub tokenizer", config)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"transformers.*pip install transformers"):
@@ -413,52 +414,6 @@ def test_low_precision_gives_float32_close_to_fp32(encoder, small_clip, precisio
 # Text features
 # ---------------------------------------------------------------------------------------------
 
-TEXT_CFG = SMALL_CLIP["text_cfg"]
-
-
-def with_text(custom: bool = True, **changes) -> dict:
-    config = {**SMALL_CLIP, "text_cfg": {**TEXT_CFG, **changes}}
-    return {**config, "custom_text": True} if custom else config
-
-
-SIGLIP_TEXT = {
-    "no_causal_mask": True,
-    "pool_type": "last",
-    "proj_bias": True,
-    "context_length": 64,
-    "norm_kwargs": {"eps": 1e-6},
-}
-TIMM_VISION = {
-    "image_size": 32,
-    "timm_model_name": "test_vit",
-    "timm_model_pretrained": False,
-    "timm_pool": "avg",
-    "timm_proj": "linear",
-}
-COCA_TEXT = {"context_length": 76, "embed_cls": True, "output_tokens": True}
-COCA_VISION = {"attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}
-
-# Open_clip architectures by name, and whether their text towers may be given fewer tokens.
-ARCHITECTURES = {
-    "clip": (SMALL_CLIP, True),
-    "clip with a separate text tower": (with_text(), True),
-    "pooled at the eos id": (with_text(pool_type="eos", eos_id=49407), True),
-    "projection with a bias": (with_text(custom=False, proj_bias=True), True),
-    "custom blocks": (with_text(qk_norm=True, scale_attn=True), True),
-    "short context": (with_text(context_length=16), True),
-    "siglip": ({**with_text(**SIGLIP_TEXT), "vision_cfg": TIMM_VISION}, False),
-    "causal, pooled at the last token": (with_text(pool_type="last"), False),
-    "no causal mask": (with_text(no_causal_mask=True), False),
-    "coca": (
-        {
-            **with_text(**COCA_TEXT),
-            "vision_cfg": {**SMALL_CLIP["vision_cfg"], **COCA_VISION},
-            "multimodal_cfg": {"context_length": 76, "width": 32, "heads": 2, "layers": 1},
-        },
-        False,
-    ),
-}
-
 TEXTS = [
     "a cat",
     "at night, in the rain",
@@ -526,30 +481,6 @@ def test_only_the_tokens_that_matter_are_encoded(architecture, monkeypatch):
     full = encoder.context_length
     # start, a, cat, end, here, end; start, dog, end | the long text, whose end is cut off too
     assert seen == ([8, full] if may_cut else [3 * full, full])
-
-
-def test_trees_hold_every_sequence_once_and_share_beginnings():
-    random = np.random.default_rng(0)
-    sequences = [tuple(random.integers(0, 3, random.integers(1, 7)).tolist()) for _ in range(200)]
-    sequences = list(dict.fromkeys(sequences))
-    trees = list(grow_trees(sequences, max_rows=20, max_tokens=30))
-    assert sorted(row for tree in trees for row in tree.rows) == list(range(len(sequences)))
-    for tree in trees:
-        assert len(tree.rows) <= 20
-        assert len(tree.tokens) <= 30
-        ancestors = tree.ancestors()
-        prefixes = set()
-        for row, end in zip(tree.rows, tree.ends, strict=True):
-            path = np.flatnonzero(ancestors[end])
-            assert tuple(tree.tokens[node] for node in path) == sequences[row]
-            assert [tree.depths[node] for node in path] == list(range(len(path)))
-            prefixes |= {sequences[row][:depth] for depth in range(1, len(path) + 1)}
-        assert len(tree.tokens) == len(prefixes)
-
-
-def test_a_sequence_longer_than_a_tree_gets_its_own():
-    trees = list(grow_trees([(1, 2, 3), (1,), (2,)], max_rows=9, max_tokens=2))
-    assert [tree.rows for tree in trees] == [[1], [0], [2]]
 
 
 def test_a_row_does_not_depend_on_its_batch(encoder):
