@@ -25,21 +25,47 @@ def image_below(root: Path, path: str) -> Path:
     return root / path
 
 
+def find_folder(data_dir: Path, name: str) -> Path:
+    """A data set's folder, which may be written otherwise: "CIRR", "fashionIQ", "Fashion-IQ"."""
+    folder = data_dir / name
+    if not folder.exists() and data_dir.is_dir():
+        written = [
+            own for own in sorted(data_dir.iterdir()) if _letters(own.name) == _letters(name)
+        ]
+        folder = next(iter(written), folder)
+    return folder
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter not in "-_ ")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A form of submission file: JSON, constant entries, then each query's images, best first.
+
+    name: an image's path -> its name in the file; header: the constant entries.
+    """
+
+    name: Callable[[str], str | int]
+    header: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """What a benchmark's file offers.
 
     tasks: name of --dataset -> reader, task = read(root). folder: of the data set below the data
-    folder, by name of --dataset (names that are absent have their own name as folder). how_to_get:
-    the line that says where annotations and images come from. locate(root, path): the file of an
-    image of the task. submissions: layout of a Submission -> its writer.
+    folder (see find_folder), by name of --dataset (names that are absent have their own name as
+    folder). how_to_get: the line that says where annotations and images come from. locate(root,
+    path): the file of an image of the task. submissions: layout of a Submission -> its form.
     """
 
     tasks: Mapping[str, Callable[[Path], Task]]
     how_to_get: str
     folder: Mapping[str, str] = field(default_factory=dict)
     locate: Callable[[Path, str], Path] = image_below
-    submissions: Mapping[str, Callable] = field(default_factory=dict)
+    submissions: Mapping[str, Layout] = field(default_factory=dict)
 
 
 @cache

@@ -1,0 +1,96 @@
+"""Real annotations and golden worlds of the semantic benchmarks, and a plain ranking of a task."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils_metrics import measure, reduce
+from utils_task import NO_SET, Task
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+ANNOTATIONS, GOLDEN = SHARED / "annotations", SHARED / "golden_benchmarks"
+
+needs_annotations = pytest.mark.skipif(
+    not ANNOTATIONS.is_dir(), reason="the published annotation files are not here"
+)
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden worlds are not here")
+
+
+def unpack(folder: Path, target: Path) -> Path:
+    """The annotation files of one benchmark, as their publisher's repository has them."""
+    for file in folder.rglob("*.gz"):
+        path = target / file.relative_to(folder).with_suffix("")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.decompress(file.read_bytes()))
+    return target
+
+
+def plain_ranks(task: Task, view: str, query: int, scores: np.ndarray) -> tuple[list[int], int]:
+    """0-based ranks of a query's positives by definition, and how many rows were ranked.
+
+    scores: (N,) of all gallery rows.
+    """
+    own = task.views[view]
+    whole = task.pool[query] == NO_SET
+    rows = np.arange(len(task.gallery)) if whole else task.sets[task.pool[query]]
+    if own.candidates is not None:
+        rows = rows[np.isin(rows, task.sets[own.candidates[query]])]
+    own_scores = scores[rows]
+    own_scores[np.isin(rows, task.rows_of(own.excluded, query))] = -np.inf
+    positives = np.searchsorted(rows, task.rows_of(own.positives, query))
+    negative = np.ones(len(rows), bool)
+    negative[positives] = False
+    ranks = []
+    for place in positives:
+        equal = own_scores == own_scores[place]
+        before = negative | (np.arange(len(rows)) < place)
+        if task.ties == "row":
+            before &= np.arange(len(rows)) < place
+        ranks.append(np.count_nonzero(own_scores > own_scores[place]) + (equal & before).sum())
+    return sorted(ranks), np.isfinite(own_scores).sum()
+
+
+def plain_columns(task: Task, scores) -> tuple[dict[str, float], dict[str, list[list[int]]]]:
+    """Every column and mean of a task, by name, and each view's ranks; scores(query) -> (N,)."""
+    ranks, sizes = {name: [] for name in task.views}, {name: [] for name in task.views}
+    for query in range(len(task.queries)):
+        own = scores(query)
+        for view in task.views:
+            found, size = plain_ranks(task, view, query, own)
+            ranks[view].append(found)
+            sizes[view].append(size)
+    values = {}
+    for column in task.columns:
+        own = ranks[column.view]
+        per_query = measure(
+            column.measure,
+            np.array([rank for found in own for rank in found]),
+            np.repeat(np.arange(len(own)), [len(found) for found in own]),
+            task.sets.sizes(task.views[column.view].positives),
+            np.array(sizes[column.view]),
+        )
+        values[column.name] = reduce(per_query, column.groups, task.queries.tags)
+    for mean in task.means:
+        values[mean.name] = np.mean([values[name] for name in mean.of])
+    return values, ranks
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def draw(seed: int, order: list, positives: list[list], references: list) -> tuple:
+    """The recipe of the expected figures: gallery (N, 64) and query (Q, 64) features, float64.
+
+    order: the gallery's ids; positives: each query's, as ids; references: an id of each, or None.
+    """
+    random, number = np.random.RandomState(seed), {name: i for i, name in enumerate(order)}
+    gallery = unit(random.standard_normal((len(order), 64)))
+    noise = unit(random.standard_normal((len(positives), 64)))
+    target = unit(np.stack([gallery[[number[p] for p in own]].mean(0) for own in positives]))
+    reference = gallery[[number[name] for name in references]]
+    return gallery, unit(noise + 0.40 * target + 0.45 * reference)
