@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import gc
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,31 +70,6 @@ def add_flag(parser: argparse._ActionsContainer, name: str, **options) -> None:
     dashed = name.replace("_", "-")
     spellings = dict.fromkeys((f"--{name}", f"--{dashed}"))
     parser.add_argument(*spellings, dest=name, **options)
-
-
-@contextlib.contextmanager
-def quick_imports() -> Iterator[None]:
-    """Import large libraries inside this: the garbage collector leaves their objects alone.
-
-    They make a million objects that stay to the end. Looking through them again and again, and once
-    more at the exit, is a third of what `import torch` costs a short process.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-def quick_exit() -> NoReturn:
-    """End a command that has done all its work, without taking down what it has imported.
-
-    After quick_imports of torch that saves a sixth of a second. Nothing may be left to clean up:
-    files are closed, threads and processes have ended.
-    """
-    sys.stdout.flush()
-    os._exit(0)
 
 
 def code_version() -> str | None:

@@ -1,7 +1,6 @@
 """Backbones: which open_clip model a name stands for, loading it, encoding images and texts.
 
-torch and open_clip are imported inside the functions that need them: retrieval reads the table of
-backbones from here and must not wait for a deep-learning library.
+torch and open_clip are imported inside the functions that need them.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from utils import UserError, file_safe
+from utils import UserError
+from utils_backbones import BACKBONES, HF_HUB, LOCAL_DIR, Backbone
 from utils_text_tower import (
     CausalTextTower,
     PlacedVectors,
@@ -37,8 +37,6 @@ from utils_text_tower import (
 if TYPE_CHECKING:
     import torch
 
-LOCAL_DIR = "local-dir:"
-HF_HUB = "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 
@@ -55,39 +53,6 @@ PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 # ---------------------------------------------------------------------------------------------
 # Backbones
 # ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """One frozen vision-language model and the places of its assets.
-
-    model, pretrained: what open_clip.create_model_and_transforms is asked for.
-    corpora_dir: default of --corpora_dir; mean_dir: under --data_dir; synthetic_dir: default of
-    --path_to_synthetic_data.
-    """
-
-    model: str
-    pretrained: str | None = None
-    corpora_dir: str = "corpora"
-    mean_dir: str = "laion_mean"
-    synthetic_dir: str = "synthetic_data"
-
-
-BACKBONES = {
-    "clip": Backbone("ViT-L-14-quickgelu", "openai"),
-    "siglip": Backbone("hf-hub:timm/ViT-L-16-SigLIP-256"),
-    "tiny": Backbone(
-        "local-dir:data/tiny/clip",
-        corpora_dir="data/tiny/corpora",
-        mean_dir="tiny/mean",
-        synthetic_dir="data/tiny/synthetic",
-    ),
-}
-
-
-def backbone_folder(backbone: str) -> str:
-    """The name of a backbone's feature folder, safe on every file system."""
-    return f"{backbone if backbone in BACKBONES else file_safe(backbone)}_features"
 
 
 def list_backbones() -> list[str]:

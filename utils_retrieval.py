@@ -1,6 +1,6 @@
-"""The methods: from the features of one gallery block to a score for every (query, row) pair.
+"""The equations of the methods, and what a method is: from features to a score for every pair.
 
-Pure tensor functions, no files. All of them follow DESIGN section 5 and the paper's notation:
+Pure tensor functions, no files. All of them follow docs/DESIGN.md section 5 and the paper:
 
     I (Q, D) query images    T (Q, D) query texts    X (N, D) database images, rows of unit length
     P, M  positive and negative corpus    m_i, m_t  image and text mean    S (Q, N) scores
@@ -12,12 +12,10 @@ torch is imported inside the functions that need it, so that `--help` answers at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from typing import TYPE_CHECKING
-
-from utils import UserError
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +25,49 @@ EXPANSION_TEMPERATURE = 0.1  # weights exp(0.1 s) of the neighbours, exp(0.1) of
 COVARIANCE_OFFSET = 1e-5  # added to every entry of C, as the reference does
 ZERO_EIGENVALUE = 1e-9  # of the largest in size; rounding makes about 1e-14 of zero
 SYNTHETIC_ROWS_AT_ONCE = 4096
-IMAGE_VARIANTS_AT_ONCE = 32  # of a sweep, searched by one product: bounds the memory
+
+
+# ---------------------------------------------------------------------------------------------
+# Flags of a method: one line each in its dataclass of parameters
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What the command line, limits, names and docs know of a parameter, beside its default.
+
+    help: of --help. word: how a departure from the preset is written in a variant's name: a switch
+    as "no_WORD" or "WORD", anything else as the word and its value ("aa0.5"). low, high: limits.
+    choices: the values there are. allowed: a test of the value, and how an error says it.
+    only_with: the switches of which one has to be on for the parameter to have an effect.
+    """
+
+    help: str
+    word: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    allowed: tuple[Callable[[Any], bool], str] | None = None
+    only_with: tuple[str, ...] = ()
+
+
+def flag(default: bool | int | float | str, help: str, *, word: str, **options) -> Any:
+    """A field of a method's dataclass of parameters that is a flag of the command; see Flag."""
+    return field(default=default, metadata={"flag": Flag(help, word, **options)})
+
+
+@dataclass(frozen=True)
+class NoParameters:
+    """The parameters of a method that has none."""
+
+
+@dataclass(frozen=True)
+class TextParameters:
+    """The parameters of methods that read the query text."""
+
+    contextualize: bool = flag(
+        False, "use the contextualised query texts", word="contextualization"
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -35,139 +75,223 @@ IMAGE_VARIANTS_AT_ONCE = 32  # of a sweep, searched by one product: bounds the m
 # ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """Everything a run of a method can be told, named as the flags; the defaults are theirs."""
-
-    contextualize: bool = False
-    fusion_weight: float = 0.5
-    standardize_features: bool = False
-    use_laion_mean: bool = False
-    project_features: bool = False
-    specified_corpus: str = "generic_subjects"
-    specified_ncorpus: str = "generic_styles"
-    aa: float = 0.2
-    num_principal_components_for_projection: float = 250.0
-    do_query_expansion: bool = False
-    qe_k: int = 25
-    normalize_similarities: bool = False
-    normalize_text_by: str = "image"
-    harris_lambda: float = 0.1
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Queries:
-    """Query features of one block, unit rows: image, text (Q, D), context_text (Q, D) or None."""
+    """The features of some queries, unit rows (Q, D), by name: image, text, and further inputs.
 
-    image: Tensor
-    text: Tensor
-    context_text: Tensor | None
+    number: int64 array (Q,), their rows in the task. words: their texts, Q strings.
+    """
+
+    features: Mapping[str, Tensor]
+    number: Any = None
+    words: Sequence[str] = ()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.features[name]
+
+    @property
+    def image(self) -> Tensor:
+        return self.features["image"]
+
+    @property
+    def text(self) -> Tensor:
+        return self.features["text"]
 
     def texts(self, contextualize: bool) -> Tensor:
         """The plain or the contextualised text features, (Q, D)."""
-        return self.context_text if contextualize else self.text
+        return self.features["context_text" if contextualize else "text"]
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Database features of one block: raw rows Y (N, D) and their lengths |y| (N,)."""
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Database features of one kind: raw rows Y (N, D) float32 and their lengths |y| (N,)."""
 
     raw: Tensor
     length: Tensor
 
     @classmethod
-    def of(cls, raw: Tensor) -> Gallery:
+    def of(cls, raw: Tensor) -> Rows:
         """Measure the rows of raw, (N, D) of any float type, once; they become float32."""
         raw = raw.float()
         return cls(raw, raw.norm(dim=1))
-
-    def similarity(self, vectors: Tensor, mean: Tensor | None = None) -> Tensor:
-        """V (X - m)': (V, D) against all rows -> (V, N); mean: (D,) or None for zero."""
-        return self.similarities({"": (vectors, mean)})[""]
-
-    def similarities(self, parts: dict[Hashable, tuple[Tensor, Tensor | None]]) -> dict:
-        """similarity of each part (V_i, m_i) -> (V_i, N), by name, by one product over the rows."""
-        import torch
-
-        vectors = [vectors for vectors, _ in parts.values()]
-        product = (torch.cat(vectors) @ self.raw.T).div_(self.length)
-        found = dict(zip(parts, product.split([len(v) for v in vectors]), strict=True))
-        for name, (vectors, mean) in parts.items():
-            if mean is not None:
-                found[name].sub_((vectors @ mean)[:, None])
-        return found
 
     @cached_property
     def mean(self) -> Tensor:
         """The mean of X, (D,)."""
         return self.length.reciprocal() @ self.raw / len(self.raw)
 
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """The rows that some queries search, and the questions a method may ask of them.
+
+    kinds: features of the rows by name; "image" is always there.
+    """
+
+    kinds: Mapping[str, Rows]
+    _remembered: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, raw: Tensor) -> Gallery:
+        """A gallery of images alone: raw (N, D) of any float type."""
+        return cls({"image": Rows.of(raw)})
+
+    def __len__(self) -> int:
+        return len(self.kinds["image"].raw)
+
+    def similarity(self, vectors: Tensor, mean: Tensor | None = None, of: str = "image") -> Tensor:
+        """V (X - m)': (V, D) against all rows -> (V, N); mean: (D,) or None for zero."""
+        return self.similarities({"": (vectors, mean)}, of)[""]
+
+    def similarities(
+        self, parts: Mapping[Hashable, tuple[Tensor, Tensor | None]], of: str = "image"
+    ) -> dict[Hashable, Tensor]:
+        """similarity of each part (V_i, m_i) -> (V_i, N), by name, by one product over the rows."""
+        import torch
+
+        rows = self.kinds[of]
+        vectors = [vectors for vectors, _ in parts.values()]
+        product = (torch.cat(vectors) @ rows.raw.T).div_(rows.length)
+        found = dict(zip(parts, product.split([len(v) for v in vectors]), strict=True))
+        for name, (vectors, mean) in parts.items():
+            if mean is not None:
+                found[name].sub_((vectors @ mean)[:, None])
+        return found
+
+    def nearest(self, vectors: Tensor, k: int, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The k most similar rows (or all), best first: their similarity and number, (V, k)."""
+        similarity = self.similarity(vectors, mean)
+        return similarity.topk(min(k, similarity.shape[1]), dim=1)
+
+    def mean(self, of: str = "image") -> Tensor:
+        """The mean of X, (D,)."""
+        return self.kinds[of].mean
+
+    def moments(self, vectors: Tensor, of: str = "image") -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (N - 1) of each vector's similarities: twice (V, 1)."""
+        similarity = self.similarity(vectors, of=of)
+        return similarity.mean(1, keepdim=True), similarity.std(1, keepdim=True)
+
+    def remember(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What make yields, once for this gallery: what its parts of queries share."""
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return self._remembered[key]
+
     def weighted_rows(self, weights: Tensor, rows: Tensor) -> Tensor:
         """For each query the sum of its rows of X, weighted: weights, rows (Q, K) -> (Q, D)."""
         from torch.nn.functional import embedding_bag
 
-        weights = weights / self.length[rows]
-        return embedding_bag(rows, self.raw, per_sample_weights=weights, mode="sum")
+        images = self.kinds["image"]
+        weights = weights / images.length[rows]
+        return embedding_bag(rows, images.raw, per_sample_weights=weights, mode="sum")
 
 
 @dataclass(frozen=True, eq=False)
 class Assets:
-    """What basic needs beside the features: unit rows, (rows, D); (D,) for the image mean."""
+    """What methods need beside the features: unit rows, (rows, D); (D,) for the image mean.
 
-    corpora: dict[str, Tensor] = field(default_factory=dict)
+    prompts: the texts of each corpus' rows, as far as they are known. encode_texts: unit features
+    (n, D) of n texts, by the features' own backbone, which is loaded when it is first asked.
+    """
+
+    corpora: Mapping[str, Tensor] = field(default_factory=dict)
     image_mean: Tensor | None = None
     synthetic_images: Tensor | None = None
     synthetic_texts: Tensor | None = None
+    prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    encode_texts: Callable[[Sequence[str]], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Which assets some runs read: corpora with the fewest rows each may have, mean, synthetic."""
+
+    corpora: Mapping[str, int] = field(default_factory=dict)
+    image_mean: bool = False
+    synthetic: bool = False
 
 
 # ---------------------------------------------------------------------------------------------
-# Baselines
+# What a method is
 # ---------------------------------------------------------------------------------------------
 
 
-def image_scores(queries: Queries, gallery: Gallery, points: Sequence[Parameters]):
-    """I X', for every point: yields (Q, N)."""
-    similarity = gallery.similarity(queries.image)
-    for _ in points:
-        yield similarity
+def _points_as_they_are(points: Sequence, assets: Assets) -> Sequence:
+    return points
 
 
-def text_scores(queries: Queries, gallery: Gallery, points: Sequence[Parameters]):
-    """T X', for every point: yields (Q, N)."""
-    similarity = cache(lambda contextualize: gallery.similarity(queries.texts(contextualize)))
-    for point in points:
-        yield similarity(point.contextualize)
+def _states_as_they_are(states: Sequence, queries: Queries, gallery: Gallery) -> Sequence:
+    return states
 
 
-def sum_scores(queries: Queries, gallery: Gallery, points: Sequence[Parameters]):
-    """(1 - w) I X' + w T X', for every point: yields (Q, N). w = 0.5 ranks like the plain sum."""
-    image, text = _image_and_text(queries, gallery, points)
-    for point in points:
-        if point.fusion_weight == 0.5:
-            yield image + text[point.contextualize]
-        else:
-            yield image.lerp(text[point.contextualize], point.fusion_weight)
+def _needs_nothing(points: Sequence) -> Needs:
+    return Needs()
 
 
-def product_scores(queries: Queries, gallery: Gallery, points: Sequence[Parameters]):
-    """max(I X', 0) * max(T X', 0), element by element, for every point: yields (Q, N)."""
-    image, text = _image_and_text(queries, gallery, points)
-    for similarity in (image, *text.values()):
-        similarity.clamp_(min=0)
-    for point in points:
-        yield image * text[point.contextualize]
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A method, as its file under methods/ declares it.
+
+    parameters: a frozen dataclass whose fields are flags. scores(states, queries, gallery) yields
+    one (Q, N) matrix for each point; a row's score depends on the state and on that row alone.
+    preset: the published settings; presets: what departs from them on some data sets, by name.
+    reads: the query features and gallery_reads the database features it works on, by name.
+    prepare(points, assets) -> states: once a run, what no gallery changes. observe(states, queries,
+    gallery) -> states: what the gallery as a whole decides for these queries. needs(points): the
+    assets they read. together: a tag whose queries are never parted. inputs: name -> producer of
+    further features, for `create_features.py --inputs NAME`. steps: the components of --ablation,
+    each with the parameters that take it away. compared: parameter -> methods that a sweep of it is
+    compared with. On a CPU observe and scores run in several threads
+    at once, for other queries each: what is not of the call is not to be changed.
+    """
+
+    name: str
+    parameters: type
+    scores: Callable[[Sequence, Queries, Gallery], Iterable[Tensor]]
+    summary: str = ""
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    reads: tuple[str, ...] = ("image", "text")
+    gallery_reads: tuple[str, ...] = ("image",)
+    prepare: Callable[[Sequence, Assets], Sequence] = _points_as_they_are
+    observe: Callable[[Sequence, Queries, Gallery], Sequence] = _states_as_they_are
+    needs: Callable[[Sequence], Needs] = _needs_nothing
+    together: str | None = None
+    inputs: Mapping[str, Callable] = field(default_factory=dict)
+    steps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    compared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def query_features(self, parameters: Any) -> tuple[str, ...]:
+        """The query features that a run of these parameters reads."""
+        contextual = getattr(parameters, "contextualize", False)
+        return tuple("context_text" if contextual and n == "text" else n for n in self.reads)
 
 
-def _image_and_text(queries: Queries, gallery: Gallery, points: Sequence[Parameters]):
-    """I X' (Q, N), and T X' by whether the texts are contextualised, in one product."""
-    text = {point.contextualize: None for point in points}
-    vectors = {"image": queries.image} | {name: queries.texts(name) for name in text}
-    found = gallery.similarities({name: (v, None) for name, v in vectors.items()})
-    return found.pop("image"), found
+def once_each(items: Sequence, key: Callable[[Any], Hashable], make: Callable[[Any], Any]) -> list:
+    """What make yields for the first item of each key, for every item: sharing within a sweep."""
+    made: dict[Hashable, Any] = {}
+    for item in items:
+        if key(item) not in made:
+            made[key(item)] = make(item)
+    return [made[key(item)] for item in items]
+
+
+def in_batches(items: Iterable, key: Callable[[Any], Hashable], most: int) -> Iterator[list]:
+    """The items in order, in batches of at most `most` different keys."""
+    batch, keys = [], set()
+    for item in items:
+        if key(item) not in keys and len(keys) == most:
+            yield batch
+            batch, keys = [], set()
+        batch.append(item)
+        keys.add(key(item))
+    if batch:
+        yield batch
 
 
 # ---------------------------------------------------------------------------------------------
-# basic, step by step
+# The equations of BASIC
 # ---------------------------------------------------------------------------------------------
 
 
@@ -213,17 +337,20 @@ def project(vectors: Tensor, basis: Tensor | None) -> Tensor:
     return vectors if basis is None else (vectors @ basis) @ basis.T
 
 
-def expand_queries(images: Tensor, similarity: Tensor, gallery: Gallery, mean, k: int) -> Tensor:
-    """Weighted mean of each query image and its k nearest rows, centred, unprojected: (Q, D).
+def expand_queries(
+    images: Tensor, nearest: tuple[Tensor, Tensor], gallery: Gallery, mean: Tensor | None
+) -> Tensor:
+    """Weighted mean of each query image and its nearest rows, centred, unprojected: (Q, D).
 
-    images: centred I (Q, D); similarity: of the projected I to all rows (Q, N); mean: (D,) or None.
-    Weights exp(0.1 s) for the rows, exp(0.1) for the query, made to sum to 1.
+    images: centred I (Q, D). nearest: similarity of the projected I to its k nearest rows, and
+    these rows, (Q, k) each. mean: (D,) or None for zero. Weights exp(0.1 s) for the rows, exp(0.1)
+    for the query, made to sum to 1.
     """
     import torch
 
-    nearest, rows = similarity.topk(min(k, similarity.shape[1]), dim=1)
-    own = torch.ones_like(nearest[:, :1])
-    weights = (EXPANSION_TEMPERATURE * torch.cat([own, nearest], dim=1)).softmax(dim=1)
+    similarity, rows = nearest
+    own = torch.ones_like(similarity[:, :1])
+    weights = (EXPANSION_TEMPERATURE * torch.cat([own, similarity], dim=1)).softmax(dim=1)
     expanded = weights[:, :1] * images + gallery.weighted_rows(weights[:, 1:], rows)
     return expanded if mean is None else expanded - weights[:, 1:].sum(1, keepdim=True) * mean
 
@@ -246,257 +373,14 @@ def normalise_similarity(similarity: Tensor, lowest: float, scale: float) -> Ten
     return similarity.sub(lowest).div_(abs(scale)).clamp_(min=0)
 
 
-# ---------------------------------------------------------------------------------------------
-# basic, put together
-# ---------------------------------------------------------------------------------------------
+def harris_terms(s_i: Tensor, s_t: Tensor) -> tuple[Tensor, Tensor]:
+    """s_i s_t and (s_i + s_t)^2, element by element: score = the first - lambda the second."""
+    return s_i * s_t, (s_i + s_t).square_()
 
 
-@dataclass(frozen=True, eq=False)
-class BasicPoint:
-    """One setting of basic with all that does not depend on the block.
-
-    text_mean m_t (D,) and basis B (D, k) are None where their step is off; image_mean m_i (D,) is
-    None where it is off or the block's own. minima(m_i, m_t) gives a, b, computed once.
-    """
-
-    parameters: Parameters
-    image_mean: Tensor | None
-    text_mean: Tensor | None
-    basis: Tensor | None
-    minima: Callable[[Tensor | None, Tensor | None], tuple[float, float]]
-
-    @property
-    def qe_k(self) -> int:
-        """Neighbours of query expansion, 0 where it is off."""
-        return self.parameters.qe_k if self.parameters.do_query_expansion else 0
-
-    @property
-    def own_mean(self) -> bool:
-        """Whether images are centred by the mean of the block."""
-        return self.parameters.standardize_features and not self.parameters.use_laion_mean
-
-    @property
-    def image_variant(self) -> tuple:
-        """Points that agree in this have the same image similarity."""
-        return self.image_mean, self.own_mean, self.basis, self.qe_k
-
-
-def prepare_basic(points: Sequence[Parameters], assets: Assets) -> list[BasicPoint]:
-    """Do once per run what no block changes: means, projections, normalisation constants.
-
-    Raises UserError if a projection would keep nothing, or a normalisation constant is 0.
-    """
-
-    @cache
-    def moment(name: str, m_t: Tensor | None) -> Tensor:
-        corpus = assets.corpora[name]
-        return second_moment(corpus if m_t is None else corpus - m_t)
-
-    @cache
-    def text_mean(name: str) -> Tensor:
-        return assets.corpora[name].mean(0)
-
-    @cache
-    def components(positive: str, negative: str, alpha: float, m_t: Tensor | None) -> tuple:
-        return contrastive_components(moment(positive, m_t), moment(negative, m_t), alpha)
-
-    @cache
-    def basis(values: Tensor, vectors: Tensor, wanted: float) -> Tensor:
-        kept = kept_components(values, wanted)
-        if not kept:
-            raise UserError(
-                "--project_features: the contrastive PCA has no positive eigenvalue to keep; lower "
-                "--aa, or check the corpora"
-            )
-        return vectors[:, :kept].float().contiguous()
-
-    @cache
-    def minima(m_i: Tensor | None, m_t: Tensor | None) -> tuple[float, float]:
-        images, texts = assets.synthetic_images, assets.synthetic_texts
-        lowest = lowest_similarities(
-            images if m_i is None else images - m_i, texts if m_t is None else texts - m_t
-        )
-        if 0.0 in lowest:
-            raise UserError(
-                "--normalize_similarities: a lowest similarity of the normalisation features is 0, "
-                "by which nothing can be divided; make them of more images and captions"
-            )
-        return lowest
-
-    prepared = []
-    for p in points:
-        m_t = text_mean(p.specified_corpus) if p.standardize_features else None
-        m_i = assets.image_mean if p.use_laion_mean else None
-        eigen = p.project_features and components(
-            p.specified_corpus, p.specified_ncorpus, p.aa, m_t
-        )
-        point = BasicPoint(
-            parameters=p,
-            image_mean=m_i,
-            text_mean=m_t,
-            basis=basis(*eigen, p.num_principal_components_for_projection) if eigen else None,
-            minima=minima,
-        )
-        if p.normalize_similarities and not point.own_mean:
-            minima(m_i, m_t)  # now, and not by several blocks that are searched at once
-        prepared.append(point)
-    return prepared
-
-
-def basic_scores(queries: Queries, gallery: Gallery, points: Sequence[BasicPoint]):
-    """BASIC's scores for every point: yields (Q, N). Neighbouring points share what they can."""
-    for some in _neighbours(points):
-        yield from _basic_scores(queries, gallery, some)
-
-
-def _neighbours(points: Sequence[BasicPoint]) -> Iterator[list[BasicPoint]]:
-    """Runs of points with at most IMAGE_VARIANTS_AT_ONCE different image similarities."""
-    some, variants = [], set()
-    for point in points:
-        if point.image_variant not in variants and len(variants) == IMAGE_VARIANTS_AT_ONCE:
-            yield some
-            some, variants = [], set()
-        some.append(point)
-        variants.add(point.image_variant)
-    yield some
-
-
-def _basic_scores(queries: Queries, gallery: Gallery, points: Sequence[BasicPoint]):
-    """The scores of a few points, every stage done once for those that agree in what it reads.
-
-    Two products over the gallery serve them all: of the query images and the texts, and of the
-    expanded queries.
-    """
-    import torch
-
-    @cache
-    def centred_images(m_i: Tensor | None) -> Tensor:
-        return queries.image if m_i is None else queries.image - m_i
-
-    def texts(m_t: Tensor | None, contextualize: bool) -> Tensor:
-        vectors = queries.texts(contextualize)
-        return vectors if m_t is None else vectors - m_t
-
-    @cache
-    def normalised(similarity: Tensor, lowest: float, scale: float) -> Tensor:
-        return normalise_similarity(similarity, lowest, scale)
-
-    @cache
-    def harris_terms(s_i: Tensor, s_t: Tensor) -> tuple[Tensor, Tensor]:
-        return s_i * s_t, (s_i + s_t).square_()
-
-    plans, vectors = [], {}
-    for point in points:
-        m_i = gallery.mean if point.own_mean else point.image_mean
-        image = ("image", m_i, point.basis)
-        text = ("text", m_i, point.text_mean, point.parameters.contextualize)
-        if image not in vectors:
-            vectors[image] = project(centred_images(m_i), point.basis), m_i
-        if text not in vectors:
-            vectors[text] = texts(*text[2:]), m_i
-        plans.append((point, m_i, image, text))
-    found = gallery.similarities(vectors)
-
-    to_expand: dict[tuple, dict] = {}
-    for point, m_i, image, _ in plans:
-        if point.qe_k:
-            to_expand.setdefault((m_i, point.qe_k), {})[image] = point.basis
-    expanded = {}
-    for (m_i, k), bases in to_expand.items():
-        images = centred_images(m_i).repeat(len(bases), 1)
-        similarity = torch.cat([found[image] for image in bases])
-        parts = expand_queries(images, similarity, gallery, m_i, k).chunk(len(bases))
-        for (image, basis), part in zip(bases.items(), parts, strict=True):
-            expanded[image, k] = project(part, basis), m_i
-    if expanded:
-        found |= gallery.similarities(expanded)
-
-    for point, m_i, image, text in plans:
-        p = point.parameters
-        s_i, s_t = found[(image, point.qe_k) if point.qe_k else image], found[text]
-        if p.normalize_similarities:
-            a, b = point.minima(m_i, point.text_mean)
-            s_i = normalised(s_i, a, a)
-            s_t = normalised(s_t, b, b if p.normalize_text_by == "text" else a)
-        else:
-            s_i, s_t = normalised(s_i, 0.0, 1.0), normalised(s_t, 0.0, 1.0)
-        product, squared_sum = harris_terms(s_i, s_t)
-        yield product.sub(squared_sum, alpha=p.harris_lambda)  # max(s_i, 0) and max(s_t, 0) above
-
-
-# ---------------------------------------------------------------------------------------------
-# The table of methods
-# ---------------------------------------------------------------------------------------------
-
-
-def _as_they_are(points: Sequence[Parameters], assets: Assets) -> Sequence[Parameters]:
-    return points
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method: its scores, the parameters it reads, its preset, and its work before any block.
-
-    scores(queries, gallery, points) yields one (Q, N) matrix for each of the points that
-    prepare(parameters, assets) made. On a CPU it runs in several threads at once, for a block each:
-    what is not of the block is not to be changed.
-    """
-
-    scores: Callable[[Queries, Gallery, Sequence], Iterator[Tensor]]
-    reads: tuple[str, ...] = ()
-    preset: dict[str, bool | int | float | str] = field(default_factory=dict)
-    prepare: Callable[[Sequence[Parameters], Assets], Sequence] = _as_they_are
-
-
-METHODS = {
-    "image": Method(image_scores),
-    "text": Method(text_scores, reads=("contextualize",)),
-    "sum": Method(sum_scores, reads=("contextualize", "fusion_weight")),
-    "product": Method(product_scores, reads=("contextualize",)),
-    "basic": Method(
-        basic_scores,
-        reads=(
-            "contextualize",
-            "standardize_features",
-            "use_laion_mean",
-            "project_features",
-            "specified_corpus",
-            "specified_ncorpus",
-            "aa",
-            "num_principal_components_for_projection",
-            "do_query_expansion",
-            "qe_k",
-            "normalize_similarities",
-            "normalize_text_by",
-            "harris_lambda",
-        ),
-        preset={
-            "contextualize": True,
-            "standardize_features": True,
-            "use_laion_mean": True,
-            "project_features": True,
-            "specified_corpus": "generic_subjects",
-            "specified_ncorpus": "generic_styles",
-            "aa": 0.2,
-            "num_principal_components_for_projection": 250.0,
-            "do_query_expansion": True,
-            "normalize_similarities": True,
-            "harris_lambda": 0.1,
-        },
-        prepare=prepare_basic,
-    ),
-}
-
-# A parameter (left) has an effect only where one of these is on.
-EFFECTIVE_WITH = {
-    "use_laion_mean": ("standardize_features",),
-    "specified_corpus": ("standardize_features", "project_features"),
-    "specified_ncorpus": ("project_features",),
-    "aa": ("project_features",),
-    "num_principal_components_for_projection": ("project_features",),
-    "qe_k": ("do_query_expansion",),
-    "normalize_text_by": ("normalize_similarities",),
-}
+def centre(vectors: Tensor, mean: Tensor | None) -> Tensor:
+    """V - m: (V, D) and (D,), or None for zero -> (V, D)."""
+    return vectors if mean is None else vectors - mean
 
 
 def unit_rows(vectors: torch.Tensor) -> torch.Tensor:

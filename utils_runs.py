@@ -5,63 +5,49 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+from methods import find_method, flags_of, list_flags
 from utils import UserError, file_safe
-from utils_retrieval import EFFECTIVE_WITH, METHODS, Parameters
+from utils_backbones import DEFAULT_BACKBONE, backbone_folder
+from utils_retrieval import Flag, Method
 
-DEFAULTS = Parameters()
 MOST_POINTS = 10_000  # of a sweep: more is a mistyped step, and a point costs memory
-
-# How a departure from the preset is written in a variant's name: a switch as it is named when off
-# ("no_projection") or on ("projection"), anything else as this word and its value ("aa0.5").
-VARIANT_WORDS = {
-    "contextualize": "contextualization",
-    "fusion_weight": "weight",
-    "standardize_features": "standardization",
-    "use_laion_mean": "laion_mean",
-    "project_features": "projection",
-    "specified_corpus": "corpus-",
-    "specified_ncorpus": "ncorpus-",
-    "aa": "aa",
-    "num_principal_components_for_projection": "components",
-    "do_query_expansion": "query_expansion",
-    "qe_k": "k",
-    "normalize_similarities": "normalization",
-    "normalize_text_by": "text_by_",
-    "harris_lambda": "lambda",
-}
-
-# What a parameter may be: a test and how the error says it.
-LIMITS = {
-    "fusion_weight": (lambda value: 0 <= value <= 1, "between 0 and 1"),
-    "aa": (lambda value: 0 <= value <= 1, "between 0 and 1"),
-    "num_principal_components_for_projection": (
-        lambda value: 0 < value < 1 or (value >= 1 and value % 1 == 0),
-        "a whole number of components, or a share of energy above 0 and below 1",
-    ),
-    "qe_k": (lambda value: value >= 1, "at least 1"),
-    "harris_lambda": (lambda value: abs(value) <= 1e6, "between -1e6 and 1e6"),
-}
-
-# The steps of the paper's component table, in its order.
-STEPS = {
-    "standardization": {"standardize_features": False, "use_laion_mean": False},
-    "projection": {"project_features": False},
-    "query expansion": {"do_query_expansion": False},
-    "contextualization": {"contextualize": False},
-    "normalisation": {"normalize_similarities": False},
-    "Harris": {"harris_lambda": 0.0},
-}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A method (its name in METHODS), its parameters, and the name of its results' folder."""
+    """A method, its parameters, and the name of its results' folder."""
 
-    method: str
-    parameters: Parameters
+    method: Method
+    parameters: Any
     variant: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the command line says of runs, beside the method: given holds its parameters by name.
+
+    words: what departs from the usual outside the parameters, for the variants' names; synthetic:
+    the same for normalisation features, named only where a run reads them.
+    """
+
+    given: Mapping[str, Any]
+    use_preset: bool
+    dataset: str
+    backbone: str
+    words: tuple[str, ...] = ()
+    synthetic: str = ""
+
+    def run(self, method: str, over: Mapping[str, Any] | None = None) -> Run:
+        """A run of a method; `over` goes before what was given. Raises UserError out of bounds."""
+        found = find_method(method)
+        return self.named(found, settle_parameters(found, {**self.given, **(over or {})}, self))
+
+    def named(self, method: Method, parameters: Any) -> Run:
+        """A run of settled parameters, with its name."""
+        return Run(method, parameters, name_variant(method, parameters, self))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -69,75 +55,107 @@ class Run:
 # ---------------------------------------------------------------------------------------------
 
 
-def settle_parameters(method: str, given: Mapping, use_preset: bool) -> Parameters:
+def preset_of(method: Method, dataset: str) -> dict[str, Any]:
+    """The published settings of a method on a data set."""
+    return {**method.preset, **method.presets.get(dataset, {})}
+
+
+def settle_parameters(method: Method, given: Mapping[str, Any], setting: Setting) -> Any:
     """A method's parameters: defaults, then its preset if asked for, then what was given.
 
     given: parameters named on the command line; those that the method does not read are left out.
     Parameters without effect return to their defaults, so that equal computations are equal.
     Raises UserError for a value out of bounds.
     """
-    preset = METHODS[method].preset if use_preset else {}
-    read = {name: value for name, value in given.items() if name in METHODS[method].reads}
-    parameters = replace(DEFAULTS, **{**preset, **read})
-    _check_limits(parameters)
-    return without_idle(parameters)
+    preset = preset_of(method, setting.dataset) if setting.use_preset else {}
+    read = {name: value for name, value in given.items() if name in flags_of(method)}
+    parameters = method.parameters(**{**preset, **read})
+    for name, (_, flag) in flags_of(method).items():
+        _check_limits(name, flag, getattr(parameters, name))
+    return without_idle(method, parameters)
 
 
-def without_idle(parameters: Parameters) -> Parameters:
+def without_idle(method: Method, parameters: Any) -> Any:
     """The same computation with every parameter that has no effect at its default."""
-    for name, switches in EFFECTIVE_WITH.items():
-        if not any(getattr(parameters, switch) for switch in switches):
-            parameters = replace(parameters, **{name: getattr(DEFAULTS, name)})
+    for name, (default, flag) in flags_of(method).items():
+        if _is_idle(flag, parameters):
+            parameters = replace(parameters, **{name: default})
     return parameters
 
 
-def _check_limits(parameters: Parameters) -> None:
-    for name, (holds, words) in LIMITS.items():
-        value = getattr(parameters, name)
+def _is_idle(flag: Flag, parameters: Any) -> bool:
+    return bool(flag.only_with) and not any(getattr(parameters, s) for s in flag.only_with)
+
+
+def _check_limits(name: str, flag: Flag, value: Any) -> None:
+    limits = []
+    if flag.allowed:
+        limits.append(flag.allowed)
+    if flag.low is not None and flag.high is not None:
+        words = f"between {flag.low:g} and {flag.high:g}"
+        limits.append((lambda value: flag.low <= value <= flag.high, words))
+    elif flag.low is not None:
+        limits.append((lambda value: value >= flag.low, f"at least {flag.low:g}"))
+    elif flag.high is not None:
+        limits.append((lambda value: value <= flag.high, f"at most {flag.high:g}"))
+    for holds, words in limits:
         if not holds(value):
             raise UserError(f"--{name} {value:g}: it has to be {words}")
 
 
-def check_effects(given: Mapping, runs: Sequence[Run], swept: Sequence[str] = ()) -> None:
+def check_effects(given: Mapping[str, Any], runs: Sequence[Run], swept: Sequence[str] = ()) -> None:
     """Raise UserError for a given or swept parameter that changes nothing in any of the runs.
 
     A switch turned off (--no-...) is a statement, not a setting, and never an error where a run's
     method reads it.
     """
     for name in (*given, *swept):
-        readers = [run for run in runs if name in METHODS[run.method].reads]
+        readers = [run for run in runs if name in flags_of(run.method)]
         if not readers:
-            methods = ", ".join(m for m, method in METHODS.items() if name in method.reads)
+            methods = ", ".join(list_flags()[name].methods)
             raise UserError(
-                f"--{name} has no effect on --method {runs[0].method}: only {methods} read it"
+                f"--{name} has no effect on --method {runs[0].method.name}: only {methods} read it"
             )
-        switches = EFFECTIVE_WITH.get(name, ())
-        if given.get(name) is False or not switches:
+        flag = list_flags()[name].flag
+        if given.get(name) is False or not flag.only_with:
             continue
-        if not any(getattr(run.parameters, s) for run in readers for s in switches):
-            needed = " or ".join(f"--{switch}" for switch in switches)
+        if all(_is_idle(flag, run.parameters) for run in readers):
+            needed = " or ".join(f"--{switch}" for switch in flag.only_with)
             raise UserError(f"--{name} has no effect without {needed}: add it, or leave --{name}")
 
 
-def name_variant(method: str, parameters: Parameters, *extra: str) -> str:
+def name_variant(method: Method, parameters: Any, setting: Setting) -> str:
     """The method and, word by word, what departs from its preset: basic_no_query_expansion.
 
-    extra: words for departures outside the parameters.
+    The backbone is named where it is not the default one.
     """
-    preset = without_idle(replace(DEFAULTS, **METHODS[method].preset))
+    preset = without_idle(method, method.parameters(**preset_of(method, setting.dataset)))
     words = []
-    for name in METHODS[method].reads:
+    for name, (_, flag) in flags_of(method).items():
         value = getattr(parameters, name)
-        switches = EFFECTIVE_WITH.get(name, ())
-        idle = switches and not any(getattr(parameters, switch) for switch in switches)
-        if value == getattr(preset, name) or idle:
+        if value == getattr(preset, name) or _is_idle(flag, parameters):
             continue
-        word = VARIANT_WORDS[name]
         if isinstance(value, bool):
-            words.append(word if value else f"no_{word}")
+            words.append(flag.word if value else f"no_{flag.word}")
         else:
-            words.append(f"{word}{show_value(value)}")
-    return file_safe("_".join([method, *words, *extra]).replace("+", ""))
+            words.append(f"{flag.word}{show_value(value)}")
+    words += setting.words
+    if setting.synthetic and method.needs([parameters]).synthetic:
+        words.append(f"synthetic-{setting.synthetic}")
+    name = "_".join([method.name, *words]).replace("+", "")
+    return file_safe(f"{name}{backbone_suffix(setting.backbone)}")
+
+
+def backbone_suffix(backbone: str) -> str:
+    """What a backbone adds to the names of results: nothing for the default one."""
+    if backbone == DEFAULT_BACKBONE:
+        return ""
+    return f"_{backbone_folder(backbone).removesuffix('_features')}"
+
+
+def shown_parameters(parameters: Any) -> dict[str, str]:
+    """A method's parameters by name, as tables show them."""
+    return {f.name: show_value(getattr(parameters, f.name)) for f in fields(parameters)}
 
 
 def show_value(value: bool | int | float | str) -> str:
@@ -158,10 +176,12 @@ def parse_axis(text: str) -> tuple[str, list[bool | int | float]]:
     """
     name, _, values = text.partition("=")
     name = name.lstrip("-").replace("-", "_")
-    known = [n for n, default in asdict(DEFAULTS).items() if not isinstance(default, str)]
+    known = {
+        n: flag.default for n, flag in list_flags().items() if not isinstance(flag.default, str)
+    }
     if name not in known:
         raise UserError(f"--sweep {text}: {name!r} is none of {', '.join(known)}")
-    kind = type(getattr(DEFAULTS, name))
+    kind = type(known[name])
     try:
         parsed = [_as_kind(kind, value) for part in values.split(",") for value in _expand(part)]
     except ValueError:
@@ -192,31 +212,35 @@ def _as_kind(kind: type, text: str) -> bool | int | float:
     return words[text.lower()]
 
 
-def sweep_points(
-    method: str, given: Mapping, use_preset: bool, axes: Mapping[str, list]
-) -> list[tuple[dict, Parameters]]:
-    """Every point of the grid: (its values on the axes, the parameters), last axis fastest."""
+def sweep_points(axes: Mapping[str, list]) -> list[dict[str, Any]]:
+    """Every point of the grid, by its values on the axes, last axis fastest.
+
+    Raises UserError if there are too many for one table.
+    """
     count = math.prod(map(len, axes.values()))
     if count > MOST_POINTS:
         raise UserError(f"--sweep: {count} points; at most {MOST_POINTS} make one table")
-    grid = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
-    return [(at, settle_parameters(method, {**given, **at}, use_preset)) for at in grid]
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def ablation_points(full: Parameters) -> list[tuple[str, Parameters]]:
+def ablation_points(full: Run) -> list[tuple[str, Any]]:
     """The paper's kind of component table: steps added one by one, then each taken from the full.
 
-    full: parameters of basic. Returns (components, parameters); steps that `full` does not have are
-    left out. Raises UserError if it has none.
+    full: the run of all components. Returns (components, parameters); steps that it does not have
+    are left out. Raises UserError if it has none but the last, which every run has.
     """
-    steps = {name: off for name, off in STEPS.items() if without_idle(replace(full, **off)) != full}
-    if not steps.keys() - {"Harris"}:
+    method, every = full.method, full.parameters
+
+    def without(off: Mapping[str, Any]) -> Any:
+        return without_idle(method, replace(every, **off))
+
+    steps = {name: off for name, off in method.steps.items() if without(off) != every}
+    if not steps.keys() - {[*method.steps][-1]}:
         raise UserError("--ablation: no component is on; add --use_preset or the steps' own flags")
+    names = [*steps]
     points = []
     for count in range(len(steps)):
-        off = {k: v for name in list(steps)[count:] for k, v in steps[name].items()}
-        label = f"+ {list(steps)[count - 1]}" if count else "bare fusion"
-        points.append((label, without_idle(replace(full, **off))))
-    points.append((f"+ {list(steps)[-1]} (full)", full))
-    points += [(f"full - {name}", without_idle(replace(full, **steps[name]))) for name in steps]
-    return points
+        off = {k: v for name in names[count:] for k, v in steps[name].items()}
+        points.append((f"+ {names[count - 1]}" if count else "bare fusion", without(off)))
+    points.append((f"+ {names[-1]} (full)", every))
+    return [*points, *((f"full - {name}", without(steps[name])) for name in names)]

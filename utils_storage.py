@@ -6,6 +6,7 @@ unpickler that admits arrays, tensors and plain containers only. Formats: DESIGN
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -14,14 +15,18 @@ import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.icir import task_of_labels
 from utils import UserError, read_json, sha256_file
-from utils_features import BACKBONES, Backbone, backbone_folder
+from utils_backbones import backbone_folder
+from utils_task import Task, load_task
 
 LABELS = ["image_path", "text", "instance"]
 UNREADABLE = "make it readable, or extract the features again"
@@ -111,10 +116,10 @@ def read_rows(content: dict, key: str, path: Path) -> np.ndarray:
     if value is None:
         raise UserError(f"{path} has no {key!r}; it holds {', '.join(map(str, content))}")
     array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-    return _two_dimensional(array, f"{path}, {key!r}")
+    return two_dimensional(array, f"{path}, {key!r}")
 
 
-def _two_dimensional(array: np.ndarray, name: str) -> np.ndarray:
+def two_dimensional(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim != 2 or array.dtype.kind != "f":
         raise UserError(f"{name}: expected rows of features, found {array.dtype} {array.shape}")
     return array.astype(np.float32, copy=False)
@@ -196,14 +201,10 @@ class MappedRows:
 
 
 class ArrayRows:
-    """Rows of an array in memory (a reference pickle), with the interface of MappedRows.
+    """Rows of an array in memory (a reference pickle), with the interface of MappedRows."""
 
-    image_paths: those of the rows, as the pickle has them.
-    """
-
-    def __init__(self, path: Path, array: np.ndarray, image_paths: pd.Series):
+    def __init__(self, path: Path, array: np.ndarray):
         self.path, self.shape, self.dtype = path, array.shape, array.dtype
-        self.image_paths = image_paths
         self._array = array
 
     def read(self, rows: slice | np.ndarray) -> np.ndarray:
@@ -224,31 +225,110 @@ def open_feature_file(path: Path):
 # ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Features:
-    """The features of one data set and backbone, rows in annotation order, not normalised.
+@dataclass(frozen=True, eq=False)
+class QueryRows:
+    """One kind of query features: values float32 (d, D), not normalised, and whose they are.
 
-    queries: DataFrame of Q rows, str columns image_path, text, instance.
-    labels: DataFrame of N database rows, categorical columns text and instance.
-    query_image, query_text: float32 (Q, D); query_context_text: the same, or None if absent.
-    database: MappedRows or ArrayRows of shape (N, D).
+    row: int64 (Q,), the row of values of each query; None: query i has row i. of: int64 (Q, m) of
+    queries of several images, -1 behind the last, or None. place: what an error names.
+    """
+
+    values: np.ndarray
+    place: str
+    row: np.ndarray | None = None
+    of: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.values if self.row is None else self.row)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The features of one data set and backbone: arrays by name, and the task they are of.
+
     source: the file that says what these features are; manifest: its content, None for pickles.
+    image_row, text_row: for each query the rows of the distinct images (several of a query of
+    several) and texts; None where each query has its own. image_row points into the database's
+    images where there is no file of query images.
     """
 
     backbone: str
     dataset: str
-    queries: pd.DataFrame
-    labels: pd.DataFrame
-    query_image: np.ndarray
-    query_text: np.ndarray
-    query_context_text: np.ndarray | None
-    database: MappedRows | ArrayRows
+    task: Task
+    query_files: Mapping[str, MappedRows | ArrayRows]
+    database_files: Mapping[str, MappedRows | ArrayRows]
     source: Path
     manifest: dict | None
+    image_row: list[list[int]] | None = None
+    text_row: np.ndarray | None = None
 
     @property
     def dim(self) -> int:
-        return self.query_image.shape[1]
+        return self.database_files["image"].shape[1]
+
+    @property
+    def folder(self) -> Path:
+        return self.source.parent
+
+    def has_query(self, name: str) -> bool:
+        """Whether there are query features of that name."""
+        return name in self.query_files or (name == "image" and self.image_row is not None)
+
+    def query(self, name: str) -> QueryRows:
+        """The query features of that name. Raises UserError if there are none, or they are cut."""
+        if name not in self.query_files and name == "image" and self.image_row is not None:
+            return self._images_of_the_gallery()
+        if name not in self.query_files:
+            raise UserError(self._how_to_make(name))
+        file = self.query_files[name]
+        values = file.read(slice(0, file.shape[0])).astype(np.float32, copy=False)
+        place = f"{self.folder}: {QUERY_WORDS.get(name, name)} features of the queries"
+        if name == "image" and self.image_row is not None:
+            return _image_rows(values, place, self.image_row)
+        shared = self.text_row if name in ("text", "context_text") else None
+        return QueryRows(values, place, shared)
+
+    def _images_of_the_gallery(self) -> QueryRows:
+        """Query images that are gallery rows: those rows alone, read once each."""
+        wanted = np.unique(np.concatenate([np.asarray(rows) for rows in self.image_row]))
+        database = self.database_files["image"]
+        values = database.read(wanted).astype(np.float32)
+        rows = [np.searchsorted(wanted, own).tolist() for own in self.image_row]
+        return _image_rows(values, f"{database.path}, rows of query images", rows)
+
+    def _how_to_make(self, name: str) -> str:
+        command = f"python3 create_features.py --dataset {self.dataset} --backbone {self.backbone}"
+        if name == "context_text":
+            return (
+                f"{self.folder} has no contextualised query texts: extract them with {command} "
+                "--overwrite, or add --no-contextualize"
+            )
+        if name in QUERY_WORDS:
+            return f"{self.folder} has no {QUERY_WORDS[name]} features of the queries: {command}"
+        return f"{self.folder} has no query_{name}.npy: make it with {command} --inputs {name}"
+
+    def database(self, name: str) -> MappedRows | ArrayRows:
+        """The database features of that name. Raises UserError if there are none."""
+        if name not in self.database_files:
+            raise UserError(
+                f"{self.folder} has no database_{name}.npy: make it with python3 "
+                f"create_features.py --dataset {self.dataset} --backbone {self.backbone} --inputs"
+            )
+        return self.database_files[name]
+
+
+QUERY_WORDS = {"image": "image", "text": "text", "context_text": "contextualised text"}
+
+
+def _image_rows(values: np.ndarray, place: str, rows: list[list[int]]) -> QueryRows:
+    """Query images by their rows of values; of several a query, padded with -1."""
+    most = max(map(len, rows), default=1)
+    if most == 1:
+        return QueryRows(values, place, np.array([own[0] for own in rows], np.int64))
+    padded = np.full((len(rows), most), -1, np.int64)
+    for query, own in enumerate(rows):
+        padded[query, : len(own)] = own
+    return QueryRows(values, place, padded[:, 0], padded)
 
 
 def features_folder(features_dir: str | Path, backbone: str, dataset: str) -> Path:
@@ -268,8 +348,10 @@ def load_features(features_dir: str | Path, backbone: str, dataset: str) -> Feat
     """
     folder = features_folder(features_dir, backbone, dataset)
     pickles = [folder / f"{split}_{dataset}_features.pkl" for split in ("query", "database")]
-    if is_native(features_dir, backbone, dataset):
-        features = Features(backbone, dataset, **_load_native(folder))
+    if (folder / "task.json").exists() and is_native(features_dir, backbone, dataset):
+        features = _load_task_features(folder, backbone, dataset)
+    elif is_native(features_dir, backbone, dataset):
+        features = _load_labelled(folder, backbone, dataset)
     elif all(path.exists() for path in pickles):
         return load_reference_features(features_dir, backbone, dataset)
     else:
@@ -286,46 +368,127 @@ def load_features(features_dir: str | Path, backbone: str, dataset: str) -> Feat
 def load_reference_features(features_dir: str | Path, backbone: str, dataset: str) -> Features:
     """Read the reference's two pickles of a data set, also where native files lie beside them."""
     folder = features_folder(features_dir, backbone, dataset)
-    pickles = [folder / f"{split}_{dataset}_features.pkl" for split in ("query", "database")]
-    for path in pickles:
+    paths = [folder / f"{split}_{dataset}_features.pkl" for split in ("query", "database")]
+    for path in paths:
         if not path.is_file():
             raise UserError(f"{path} does not exist")
-    features = Features(backbone, dataset, **_load_reference(*pickles))
+    query, database = map(load_pickle, paths)
+    table = _pickled_table(database, paths[1])
+    labels = table[["text", "instance"]].astype("category")
+    rows = read_rows(database, "image_feats", paths[1])
+    names = {"image": "image_feats", "text": "text_feats", "context_text": "context_text_feats"}
+    queries = _pickled_table(query, paths[0])
+    features = Features(
+        backbone=backbone,
+        dataset=dataset,
+        task=task_of_labels(
+            dataset, queries, labels, table["image_path"].tolist(), table["text"].tolist()
+        ),
+        query_files={
+            name: ArrayRows(paths[0], read_rows(query, key, paths[0]))
+            for name, key in names.items()
+            if name != "context_text" or query.get(key) is not None
+        },
+        database_files={"image": ArrayRows(paths[1], rows)},
+        source=paths[0],
+        manifest=None,
+    )
     _check_agreement(features)
     return features
 
 
-def _load_native(folder: Path) -> dict:
-    context = folder / "query_context_text.npy"
-    return {
-        "queries": _read_table(folder / "query.csv", LABELS, "str"),
-        "labels": _read_table(folder / "database.csv", ["text", "instance"], "category"),
-        "query_image": _read_array(folder / "query_image.npy"),
-        "query_text": _read_array(folder / "query_text.npy"),
-        "query_context_text": _read_array(context) if context.exists() else None,
-        "database": MappedRows(folder / "database_image.npy"),
-        "source": folder / "manifest.json",
-        "manifest": read_json(folder / "manifest.json"),
-    }
+def _load_labelled(folder: Path, backbone: str, dataset: str) -> Features:
+    """Features in i-CIR's form: query.csv and database.csv of image_path, text, instance."""
+    queries = _read_table(folder / "query.csv", LABELS, "str")
+    labels = _read_table(folder / "database.csv", ["text", "instance"], "category")
+    table = ReadLate(lambda: _read_table(folder / "database.csv", LABELS, "str"))
+    paths, notes = (LateColumn(table, name, len(labels)) for name in ("image_path", "text"))
+    return Features(
+        backbone=backbone,
+        dataset=dataset,
+        task=task_of_labels(dataset, queries, labels, paths, notes),
+        query_files=_arrays(folder, "query"),
+        database_files=_arrays(folder, "database"),
+        source=folder / "manifest.json",
+        manifest=read_json(folder / "manifest.json"),
+    )
 
 
-def _load_reference(query_path: Path, database_path: Path) -> dict:
-    query, database = load_pickle(query_path), load_pickle(database_path)
-    has_context = query.get("context_text_feats") is not None
-    table = _pickled_table(database, database_path)
-    rows = read_rows(database, "image_feats", database_path)
-    return {
-        "queries": _pickled_table(query, query_path),
-        "labels": table[["text", "instance"]].astype("category"),
-        "query_image": read_rows(query, "image_feats", query_path),
-        "query_text": read_rows(query, "text_feats", query_path),
-        "query_context_text": (
-            read_rows(query, "context_text_feats", query_path) if has_context else None
-        ),
-        "database": ArrayRows(database_path, rows, table["image_path"]),
-        "source": query_path,
-        "manifest": None,
-    }
+def _load_task_features(folder: Path, backbone: str, dataset: str) -> Features:
+    """Features with a task beside them: query.csv of key, image_row, text_row."""
+    task = load_task(folder)
+    table = read_csv_columns(folder / "query.csv", ("key", "image_row", "text_row"))
+    try:
+        image_row = [[int(row) for row in rows.split()] for rows in table["image_row"]]
+        text_row = np.array([int(row) for row in table["text_row"]], np.int64)
+    except ValueError as error:
+        raise UserError(f"{folder / 'query.csv'}: {error}; extract it again") from None
+    shared = folder.parent / task.gallery.shared if task.gallery.shared else folder
+    return Features(
+        backbone=backbone,
+        dataset=dataset,
+        task=task,
+        query_files=_arrays(folder, "query"),
+        database_files=_arrays(shared, "database") | _arrays(folder, "database"),
+        source=folder / "manifest.json",
+        manifest=read_json(folder / "manifest.json"),
+        image_row=image_row,
+        text_row=text_row,
+    )
+
+
+def _arrays(folder: Path, split: str) -> dict[str, MappedRows]:
+    """The arrays of a split by name: {split}_{name}.npy."""
+    paths = sorted(folder.glob(f"{split}_*.npy"))
+    return {path.stem.removeprefix(f"{split}_"): MappedRows(path) for path in paths}
+
+
+class ReadLate:
+    """A table that is read when a column of it is first used."""
+
+    def __init__(self, read: Callable[[], pd.DataFrame]):
+        self._read = read
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        return self._read()
+
+
+class LateColumn(Sequence):
+    """A column of a large table as a sequence of strings, whose length is known beforehand."""
+
+    def __init__(self, table: ReadLate, name: str, rows: int):
+        self._table, self._name, self._rows = table, name, rows
+
+    @cached_property
+    def _values(self) -> list[str]:
+        return self._table.table[self._name].tolist()
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, row):
+        return self._values[row]
+
+
+def read_csv_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
+    """The columns of a CSV with a header, texts as they stand.
+
+    Raises UserError if the file is absent, no UTF-8, or has other columns.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            header, *rows = list(csv.reader(file, strict=True)) or [[]]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {UNREADABLE}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}; extract it again") from None
+    if tuple(header) != tuple(columns):
+        raise UserError(f"{path}: the columns are not {','.join(columns)}; extract it again")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(columns):
+            raise UserError(f"{path}, row {number}: {len(row)} columns; extract it again")
+    return {name: [row[i] for row in rows] for i, name in enumerate(columns)}
 
 
 def _pickled_table(content: dict, path: Path) -> pd.DataFrame:
@@ -364,15 +527,7 @@ def _read_table(path: Path, columns: list[str], dtype: str) -> pd.DataFrame:
     return table
 
 
-def read_database_table(features: Features) -> pd.DataFrame:
-    """The database's str columns image_path, text, instance: large, so read only when asked for."""
-    if isinstance(features.database, ArrayRows):
-        labels = features.labels.astype("str").assign(image_path=features.database.image_paths)
-        return labels[LABELS]
-    return _read_table(features.database.path.with_name("database.csv"), LABELS, "str")
-
-
-def _read_array(path: Path) -> np.ndarray:
+def read_array(path: Path) -> np.ndarray:
     """A whole .npy file of rows, as float32."""
     with open_feature_file(path) as file:
         try:
@@ -381,167 +536,45 @@ def _read_array(path: Path) -> np.ndarray:
             raise UserError(f"{path} is not a .npy file ({error}); extract it again") from None
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path} is not a .npy file but an archive; extract it again")
-    return _two_dimensional(array, str(path))
+    return two_dimensional(array, str(path))
 
 
 def _check_agreement(features: Features) -> None:
     """Raise UserError if tables and arrays differ in rows, or arrays in dimension."""
-    folder = features.source.parent
-    arrays = {
-        "query images": (features.query_image.shape, len(features.queries)),
-        "query texts": (features.query_text.shape, len(features.queries)),
-        "database images": (features.database.shape, len(features.labels)),
-    }
-    if features.query_context_text is not None:
-        shape = features.query_context_text.shape
-        arrays["contextualised query texts"] = (shape, len(features.queries))
-    for name, (shape, rows) in arrays.items():
-        if shape[0] != rows:
+    queries, rows = len(features.task.queries), len(features.task.gallery)
+    wanted = {"image": ("database images", features.database("image"), rows)}
+    for name, words in QUERY_WORDS.items():
+        if name in features.query_files:
+            count = _distinct_rows(features, name) or queries
+            wanted[f"query {name}"] = (f"query {words}s", features.query_files[name], count)
+        elif name == "text" or (name == "image" and features.image_row is None):
+            features.query(name)
+    for name, file, count in wanted.values():
+        if file.shape[0] != count:
             raise UserError(
-                f"{folder}: {shape[0]} rows of {name} but {rows} in its table; extract it again"
+                f"{features.folder}: {file.shape[0]} rows of {name} but {count} in its table; "
+                "extract it again"
             )
-        if shape[1] != features.dim:
+        if file.shape[1] != features.dim:
             raise UserError(
-                f"{folder}: {name} have {shape[1]} dimensions, not {features.dim}; extract it again"
+                f"{features.folder}: {name} have {file.shape[1]} dimensions, not {features.dim}; "
+                "extract it again"
             )
     if features.manifest is None:
         return
-    counts = {"query": len(features.queries), "database": len(features.labels)}
+    counts = {"query": queries, "database": rows}
     if "model" not in features.manifest or features.manifest.get("counts", counts) != counts:
         raise UserError(
             f"{features.source} is not the manifest of the files beside it; extract them again"
         )
 
 
-# ---------------------------------------------------------------------------------------------
-# Assets: corpora, image mean, normalisation features
-# ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Asset:
-    """Features beside a data set's own: arrays by name, float32 (rows, D), and their origin."""
-
-    arrays: dict[str, np.ndarray]
-    source: Path
-    manifest: dict | None
-
-
-def _backbone_entry(backbone: str) -> Backbone:
-    return BACKBONES.get(backbone, Backbone(backbone))
-
-
-def _short_name(backbone: str) -> str:
-    return backbone_folder(backbone).removesuffix("_features")
-
-
-def mean_path(data_dir: str | Path, backbone: str) -> Path:
-    """Where the image mean of a backbone is written and looked for."""
-    folder = Path(data_dir) / _backbone_entry(backbone).mean_dir
-    return folder / f"mean_{_short_name(backbone)}.npz"
-
-
-def synthetic_path(synthetic_dir: str | Path | None, backbone: str) -> Path:
-    """Where the normalisation features of a backbone are written and looked for."""
-    folder = Path(synthetic_dir or _backbone_entry(backbone).synthetic_dir)
-    return folder / f"synthetic_{_short_name(backbone)}.npz"
-
-
-def load_corpus(features_dir: str | Path, backbone: str, corpus: str) -> Asset:
-    """The features of a text corpus, array "feats" (rows, D).
-
-    Raises UserError if there are none; the line names the corpora there are.
-    """
-    folder = features_folder(features_dir, backbone, "corpus")
-    native, reference = folder / f"{corpus}.npy", folder / f"{corpus}.pkl"
-    manifest = folder / f"{corpus}.json"
-    if native.exists() and manifest.exists():
-        return Asset({"feats": _read_array(native)}, manifest, read_json(manifest))
-    if reference.exists():
-        return Asset(
-            {"feats": read_rows(load_pickle(reference), "feats", reference)}, reference, None
-        )
-    known = {path.stem for path in folder.glob("*.pkl")} | {p.stem for p in folder.glob("*.json")}
-    raise UserError(
-        f"no features of the corpus {corpus!r} in {folder} (there: "
-        f"{', '.join(sorted(known)) or 'none'}); write {corpus}.csv and run: "
-        f"python3 create_features.py --dataset corpus --backbone {backbone}"
-    )
-
-
-def load_mean(data_dir: str | Path, backbone: str) -> Asset:
-    """The image mean of a backbone, array "mean" (1, D). Raises UserError if there is none."""
-    native = mean_path(data_dir, backbone)
-    reference = Path(data_dir) / "laion_mean" / f"laion_1m_mean_{_short_name(backbone)}.pkl"
-    if native.exists():
-        return _load_npz(native, ["mean"])
-    if reference.exists():
-        mean = read_rows(load_pickle(reference), "laion_1m_mean", reference)
-        return Asset({"mean": mean}, reference, None)
-    raise UserError(
-        f"no image mean for {backbone}: neither {native} nor {reference}; fetch it with "
-        "python3 data/download.py laion_mean, or make one of your own images with "
-        f"python3 create_features.py --dataset mean --backbone {backbone} --images PATH"
-    )
-
-
-def load_synthetic(synthetic_dir: str | Path | None, backbone: str) -> Asset:
-    """Normalisation features, arrays "image_features" and "text_features" (rows, D).
-
-    Raises UserError if there are none for this backbone.
-    """
-    native = synthetic_path(synthetic_dir, backbone)
-    reference = native.with_name(f"dataset_1_sd_{_short_name(backbone)}.pkl.npy")
-    names = ["image_features", "text_features"]
-    if native.exists():
-        return _load_npz(native, names)
-    if reference.exists():
-        content = load_pickle(reference)
-        return Asset({n: read_rows(content, n, reference) for n in names}, reference, None)
-    raise UserError(
-        f"no normalisation features for {backbone}: neither {native} nor {reference}; fetch them "
-        "with python3 data/download.py synthetic_data, or make your own with python3 "
-        f"create_features.py --dataset synthetic --backbone {backbone} --images DIR --captions FILE"
-    )
-
-
-def _load_npz(path: Path, names: list[str]) -> Asset:
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            arrays = {name: np.atleast_2d(content[name]) for name in names}
-            manifest = json.loads(str(content["manifest"]))
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({error}); make it again") from None
-    arrays = {name: _two_dimensional(array, f"{path}, {name}") for name, array in arrays.items()}
-    return Asset(arrays, path, manifest)
-
-
-def _model_of(manifest: dict | None) -> dict:
-    """What a manifest says of the model, {} if nothing."""
-    model = (manifest or {}).get("model")
-    return model if isinstance(model, dict) else {"model": model} if model else {}
-
-
-def check_same_model(features: Features, assets: list[Asset]) -> None:
-    """Raise UserError if an asset was made by another model than the features, naming both.
-
-    Models are compared by their manifests; files without one (the reference's) by dimension only.
-    """
-    model = _model_of(features.manifest)
-    for asset in assets:
-        for array in asset.arrays.values():
-            if array.shape[1] != features.dim:
-                raise UserError(
-                    f"{asset.source} has {array.shape[1]} dimensions but {features.source} has "
-                    f"{features.dim}: they come from different models; extract one of them again"
-                )
-        other = _model_of(asset.manifest)
-        if model and other and model != other:
-            key = next(k for k in {**model, **other} if model.get(k) != other.get(k))
-            raise UserError(
-                f"{asset.source} and {features.source} come from different models: {key} is "
-                f"{other.get(key)!r} and {model.get(key)!r}; extract one of them again"
-            )
+def _distinct_rows(features: Features, name: str) -> int:
+    """How many distinct images or texts query.csv points to; 0 where each query has its own."""
+    if name == "image":
+        rows = features.image_row or []
+        return 1 + max((row for own in rows for row in own), default=-1)
+    return 0 if features.text_row is None else 1 + int(features.text_row.max(initial=-1))
 
 
 def manifest_hash(features: Features) -> str:
@@ -551,6 +584,6 @@ def manifest_hash(features: Features) -> str:
     """
     digest = sha256_file(features.source)
     if features.manifest is None:
-        size = features.database.path.stat().st_size
+        size = features.database("image").path.stat().st_size
         digest = hashlib.sha256(f"{digest} {size}".encode()).hexdigest()
     return digest[:12]

@@ -1,4 +1,4 @@
-"""Results as tables: mAP_table.csv, APs.csv, top{K}.csv and the console."""
+"""Results as tables: mAP_table.csv, APs.csv, top{K}.csv and the console. Columns are the task's."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils import MEANS, UserError, atomic_path, locked
+from utils import UserError, locked, write_csv
 from utils_evaluation import Evaluation
-
-CONSOLE_COLUMNS = ["method", "variant", *MEANS, "queries", "instances", "tied_queries", "seconds"]
+from utils_task import Task
 
 
 def result_row(evaluation: Evaluation, facts: dict[str, str]) -> dict[str, str]:
-    """One run as a row of mAP_table.csv, every value as it is printed (means in percent).
+    """One run as a row of mAP_table.csv, every value as it is printed (columns in percent).
 
     facts: dataset, ties, features (hash of the manifest), version and other constants of the run;
     they follow the method's own parameters.
@@ -30,8 +29,8 @@ def result_row(evaluation: Evaluation, facts: dict[str, str]) -> dict[str, str]:
         "method": evaluation.method,
         "variant": evaluation.variant,
         **{name: f"{value:.2f}" for name, value in evaluation.means().items()},
-        "queries": str(len(evaluation.ap)),
-        "instances": str(len(set(evaluation.instance))),
+        "queries": str(len(evaluation.task.queries)),
+        **group_counts(evaluation.task),
         "seconds": f"{evaluation.seconds:.2f}",
         "tied_queries": str(int(evaluation.tied.sum())),
         **evaluation.config,
@@ -39,84 +38,90 @@ def result_row(evaluation: Evaluation, facts: dict[str, str]) -> dict[str, str]:
     }
 
 
+def group_counts(task: Task) -> dict[str, str]:
+    """How many labels each tag has over which the task averages: {"instances": "202"}."""
+    tags = dict.fromkeys(g.tag for column in task.columns for g in column.groups if g.tag)
+    return {f"{tag}s": str(len(_labels(task.queries.tags[tag]))) for tag in tags}
+
+
+def _labels(tag: Sequence[str | tuple[str, ...]]) -> set[str]:
+    return {label for own in tag for label in ((own,) if isinstance(own, str) else own)}
+
+
+def console_columns(task: Task) -> list[str]:
+    """The columns of result_row that the console shows."""
+    means = [column.name for column in task.columns]
+    return ["method", "variant", *means, "queries", *group_counts(task), "tied_queries", "seconds"]
+
+
 def write_results(
-    folder: Path,
-    evaluation: Evaluation,
-    row: dict[str, str],
-    queries: pd.DataFrame,
-    database: pd.DataFrame | None,
-    top_k: int,
+    folder: Path, evaluation: Evaluation, row: dict[str, str], top_k: int
 ) -> None:
     """Write a run's folder: a row added to mAP_table.csv, APs.csv, and top{K}.csv if K is not 0.
 
-    queries: str columns image_path, text, instance; database: the same, needed where K is not 0.
     What an earlier run left of rankings is removed. One process writes at a time. Raises UserError,
     with nothing changed, if its table cannot be read.
     """
     with locked(folder):
-        earlier = read_rows(folder / "mAP_table.csv")
-        write_csv(
-            folder / "APs.csv",
-            ["Image Query", "Text Query", "Instance", "AP"],
-            _aps(evaluation, queries),
-        )
+        earlier = read_results(folder / "mAP_table.csv")
+        write_csv(folder / "APs.csv", *_per_query(evaluation))
         for path in folder.glob("top[0-9]*.csv"):
             path.unlink()
         shutil.rmtree(folder / "report", ignore_errors=True)
         if top_k:
-            columns = ["Image Query", "Text Query", "Instance", f"P@{top_k}", f"R@{top_k}"]
-            numbers = range(1, top_k + 1)
-            columns += [f"{name}_{number}" for number in numbers for name in ("path", "match")]
-            rows = _top_rows(evaluation, queries, database, top_k)
-            write_csv(folder / f"top{top_k}.csv", columns, rows)
-        write_table(folder / "mAP_table.csv", [*earlier, row])
+            write_csv(folder / f"top{top_k}.csv", *_top_rows(evaluation, top_k))
+        write_rows(folder / "mAP_table.csv", [*earlier, row])
 
 
-def _aps(evaluation: Evaluation, queries: pd.DataFrame) -> Iterable[list]:
-    labels = queries[["image_path", "text", "instance"]].itertuples(index=False)
-    for label, ap in zip(labels, evaluation.ap.tolist(), strict=True):
-        yield [*label, repr(ap)]
+def _per_query(evaluation: Evaluation) -> tuple[list[str], Iterable[list]]:
+    """Header and rows of APs.csv: what names a query, then each measure in full precision."""
+    labels = evaluation.task.queries.labels()
+    values = {
+        measure_header(evaluation.task, *key): value.tolist()
+        for key, value in evaluation.values.items()
+    }
+    rows = zip(zip(*labels.values(), strict=True), zip(*values.values(), strict=True), strict=True)
+    return [*labels, *values], ([*own, *map(repr, measured)] for own, measured in rows)
 
 
-def _top_rows(
-    evaluation: Evaluation, queries: pd.DataFrame, database: pd.DataFrame, k: int
-) -> Iterable[list]:
+def measure_header(task: Task, measure: str, view: str) -> str:
+    """A measure's column in APs.csv: AP for AP-T and AP-S, the view named unless it is the main."""
+    name = measure.replace("AP-T", "AP").replace("AP-S", "AP")
+    return name if view == task.main_view else f"{name} ({view})"
+
+
+def _top_rows(evaluation: Evaluation, k: int) -> tuple[list[str], Iterable[list]]:
     """The K best paths and whether they match, P@K = hits / K and R@K = hits / positives.
 
     A query with no positive has R@K 0; places past the end of a small gallery stay empty.
     """
-    paths = database["image_path"].to_numpy()
-    labels = queries[["image_path", "text", "instance"]].itertuples(index=False)
-    for query, label in enumerate(labels):
-        top = evaluation.top_rows[query]
-        matches = np.isin(top, evaluation.positive_rows[query])
-        hits = int(matches.sum())
-        recall = hits / max(1, len(evaluation.positive_rows[query]))
-        cells = [
-            cell
-            for row, match in zip(top, matches, strict=True)
-            for cell in ((paths[row], int(match)) if row >= 0 else ("", ""))
-        ]
-        cells += [""] * (2 * (k - len(top)))
-        yield [*label, repr(hits / k), repr(recall), *cells]
+    labels, paths = evaluation.task.queries.labels(), evaluation.task.gallery.path
+    columns = [f"{name}_{number}" for number in range(1, k + 1) for name in ("path", "match")]
+
+    def rows() -> Iterable[list]:
+        for query, label in enumerate(zip(*labels.values(), strict=True)):
+            top, positives = evaluation.main.top_rows[query], evaluation.positive_rows[query]
+            matches = np.isin(top, positives)
+            hits = int(matches.sum())
+            cells = [
+                cell
+                for row, match in zip(top, matches, strict=True)
+                for cell in ((paths[row], int(match)) if row >= 0 else ("", ""))
+            ]
+            cells += [""] * (2 * (k - len(top)))
+            yield [*label, repr(hits / k), repr(hits / max(1, len(positives))), *cells]
+
+    return [*labels, f"P@{k}", f"R@{k}", *columns], rows()
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """Write a CSV with a header, quoted where needed, whole or not at all."""
-    with atomic_path(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-
-
-def write_table(path: Path, rows: Sequence[dict[str, str]]) -> None:
+def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
     """Write rows as CSV; a row without a value for a column leaves it empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     write_csv(path, columns, ([row.get(name, "") for name in columns] for row in rows))
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table that write_table wrote, none where there is no such file.
+def read_results(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that write_rows wrote, none where there is no such file.
 
     Raises UserError if it is not such a table.
     """
@@ -146,12 +151,18 @@ def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).replace("-", "", 1).isdigit()
 
 
-def describe_empty(evaluation: Evaluation) -> list[str]:
-    """The line that warns of queries without positives, if there are any."""
-    empty, queries = int((evaluation.positive_count == 0).sum()), len(evaluation.ap)
-    if not empty:
-        return []
-    return [f"warning: {empty} of {queries} queries have no positive; each scores 0"]
+def describe_task(task: Task) -> list[str]:
+    """The lines that warn of queries without positives, and the task's own notes."""
+    lines = [f"note: {note}" for note in task.notes]
+    for name, view in task.views.items():
+        empty = 0 if view.positives is None else int((view.positives < 0).sum())
+        where = "" if name == task.main_view else f" in the view {name!r}"
+        if empty:
+            lines.append(
+                f"warning: {empty} of {len(task.queries)} queries have no positive{where}; each "
+                "scores 0"
+            )
+    return lines
 
 
 def describe_ties(evaluations: Sequence[Evaluation], ties: str) -> list[str]:

@@ -51,11 +51,30 @@ class RowSets:
         sizes = np.bincount(group[group >= 0], minlength=count)
         return cls(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), order)
 
+    @classmethod
+    def joined(cls, parts: Sequence[RowSets]) -> RowSets:
+        """The sets of several collections, numbered on: those of the second follow the first's."""
+        entries = np.cumsum([0, *(len(part.row) for part in parts)])
+        starts = [part.start[1:] + first for part, first in zip(parts, entries, strict=False)]
+        start = np.concatenate([np.zeros(1, np.int64), *starts])
+        return cls(start, np.concatenate([np.empty(0, np.int64), *(part.row for part in parts)]))
+
     def __len__(self) -> int:
         return len(self.start) - 1
 
     def __getitem__(self, number: int) -> np.ndarray:
         return self.row[self.start[number] : self.start[number + 1]]
+
+    def gather(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of several sets, int (k,): which of the k each row is of, and the rows.
+
+        int64 (entries,) both, in the order of the numbers; NO_SET has none.
+        """
+        sizes = self.sizes(numbers)
+        which = np.repeat(np.arange(len(numbers)), sizes)
+        first = np.cumsum(sizes) - sizes
+        within = np.arange(len(which)) - first[which]
+        return which, self.row[self.start[numbers[which]] + within]
 
     def sizes(self, numbers: np.ndarray) -> np.ndarray:
         """How many rows each numbered set has, int64; 0 for NO_SET."""

@@ -1,0 +1,86 @@
+"""The four baselines: image, text, and two simple fusions of both similarities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from utils_retrieval import Gallery, Method, NoParameters, Queries, TextParameters, flag, once_each
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SumParameters(TextParameters):
+    """Flags of sum."""
+
+    fusion_weight: float = flag(0.5, "sum: (1 - w) image + w text", word="weight", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class ProductParameters(TextParameters):
+    """Flags of product."""
+
+    clamp: bool = flag(True, "product: similarities below zero count as zero", word="clamp")
+
+
+def image_scores(points: Sequence, queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
+    """I X', for every point: yields (Q, N)."""
+    similarity = gallery.similarity(queries.image)
+    for _ in points:
+        yield similarity
+
+
+def text_scores(points: Sequence, queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
+    """T X', for every point: yields (Q, N)."""
+    yield from once_each(
+        points,
+        lambda p: p.contextualize,
+        lambda p: gallery.similarity(queries.texts(p.contextualize)),
+    )
+
+
+def sum_scores(points: Sequence, queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
+    """(1 - w) I X' + w T X', for every point: yields (Q, N). w = 0.5 ranks like the plain sum."""
+    image, text = _image_and_text(points, queries, gallery)
+    for p in points:
+        if p.fusion_weight == 0.5:
+            yield image + text[p.contextualize]
+        else:
+            yield image.lerp(text[p.contextualize], p.fusion_weight)
+
+
+def product_scores(points: Sequence, queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
+    """max(I X', 0) * max(T X', 0), or unclamped I X' * T X', element by element: yields (Q, N)."""
+    image, text = _image_and_text(points, queries, gallery)
+    for p in points:
+        if p.clamp:
+            yield image.clamp(min=0) * text[p.contextualize].clamp(min=0)
+        else:
+            yield image * text[p.contextualize]
+
+
+def _image_and_text(
+    points: Sequence, queries: Queries, gallery: Gallery
+) -> tuple[Tensor, dict[bool, Tensor]]:
+    """I X' (Q, N), and T X' by whether the texts are contextualised, in one product."""
+    texts = {p.contextualize: queries.texts(p.contextualize) for p in points}
+    vectors = {"image": queries.image} | texts
+    found = gallery.similarities({name: (v, None) for name, v in vectors.items()})
+    return found.pop("image"), found
+
+
+METHODS = (
+    Method("image", NoParameters, image_scores, "similarity to the query image", reads=("image",)),
+    Method("text", TextParameters, text_scores, "similarity to the query text", reads=("text",)),
+    Method(
+        "sum",
+        SumParameters,
+        sum_scores,
+        "weighted sum of both similarities",
+        compared={"fusion_weight": ("image", "text")},
+    ),
+    Method("product", ProductParameters, product_scores, "product of both similarities"),
+)

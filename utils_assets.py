@@ -1,0 +1,206 @@
+"""Assets beside a data set's features: text corpora, image means, normalisation features."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils import UserError, read_json
+from utils_backbones import BACKBONES, Backbone, Places, backbone_folder
+from utils_evaluation import unit_features
+from utils_retrieval import Assets
+from utils_storage import (
+    Features,
+    features_folder,
+    load_pickle,
+    read_array,
+    read_rows,
+    two_dimensional,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from utils_runs import Run
+
+
+# ---------------------------------------------------------------------------------------------
+# Their files
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class StoredAsset:
+    """Features beside a data set's own: arrays by name, float32 (rows, D), and their origin."""
+
+    arrays: dict[str, np.ndarray]
+    source: Path
+    manifest: dict | None
+
+
+def _backbone_entry(backbone: str) -> Backbone:
+    return BACKBONES.get(backbone, Backbone(backbone))
+
+
+def _short_name(backbone: str) -> str:
+    return backbone_folder(backbone).removesuffix("_features")
+
+
+def mean_path(data_dir: str | Path, backbone: str) -> Path:
+    """Where the image mean of a backbone is written and looked for."""
+    folder = Path(data_dir) / _backbone_entry(backbone).mean_dir
+    return folder / f"mean_{_short_name(backbone)}.npz"
+
+
+def synthetic_path(synthetic_dir: str | Path | None, backbone: str) -> Path:
+    """Where the normalisation features of a backbone are written and looked for."""
+    folder = Path(synthetic_dir or _backbone_entry(backbone).synthetic_dir)
+    return folder / f"synthetic_{_short_name(backbone)}.npz"
+
+
+def load_corpus(features_dir: str | Path, backbone: str, corpus: str) -> StoredAsset:
+    """The features of a text corpus, array "feats" (rows, D).
+
+    Raises UserError if there are none; the line names the corpora there are.
+    """
+    folder = features_folder(features_dir, backbone, "corpus")
+    native, reference = folder / f"{corpus}.npy", folder / f"{corpus}.pkl"
+    manifest = folder / f"{corpus}.json"
+    if native.exists() and manifest.exists():
+        return StoredAsset({"feats": read_array(native)}, manifest, read_json(manifest))
+    if reference.exists():
+        return StoredAsset(
+            {"feats": read_rows(load_pickle(reference), "feats", reference)}, reference, None
+        )
+    known = {path.stem for path in folder.glob("*.pkl")} | {p.stem for p in folder.glob("*.json")}
+    raise UserError(
+        f"no features of the corpus {corpus!r} in {folder} (there: "
+        f"{', '.join(sorted(known)) or 'none'}); write {corpus}.csv and run: "
+        f"python3 create_features.py --dataset corpus --backbone {backbone}"
+    )
+
+
+def load_mean(data_dir: str | Path, backbone: str) -> StoredAsset:
+    """The image mean of a backbone, array "mean" (1, D). Raises UserError if there is none."""
+    native = mean_path(data_dir, backbone)
+    reference = Path(data_dir) / "laion_mean" / f"laion_1m_mean_{_short_name(backbone)}.pkl"
+    if native.exists():
+        return _load_npz(native, ["mean"])
+    if reference.exists():
+        mean = read_rows(load_pickle(reference), "laion_1m_mean", reference)
+        return StoredAsset({"mean": mean}, reference, None)
+    raise UserError(
+        f"no image mean for {backbone}: neither {native} nor {reference}; fetch it with "
+        "python3 data/download.py laion_mean, or make one of your own images with "
+        f"python3 create_features.py --dataset mean --backbone {backbone} --images PATH"
+    )
+
+
+def load_synthetic(synthetic_dir: str | Path | None, backbone: str) -> StoredAsset:
+    """Normalisation features, arrays "image_features" and "text_features" (rows, D).
+
+    Raises UserError if there are none for this backbone.
+    """
+    native = synthetic_path(synthetic_dir, backbone)
+    reference = native.with_name(f"dataset_1_sd_{_short_name(backbone)}.pkl.npy")
+    names = ["image_features", "text_features"]
+    if native.exists():
+        return _load_npz(native, names)
+    if reference.exists():
+        content = load_pickle(reference)
+        return StoredAsset({n: read_rows(content, n, reference) for n in names}, reference, None)
+    raise UserError(
+        f"no normalisation features for {backbone}: neither {native} nor {reference}; fetch them "
+        "with python3 data/download.py synthetic_data, or make your own with python3 "
+        f"create_features.py --dataset synthetic --backbone {backbone} --images DIR --captions FILE"
+    )
+
+
+def _load_npz(path: Path, names: list[str]) -> StoredAsset:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: np.atleast_2d(content[name]) for name in names}
+            manifest = json.loads(str(content["manifest"]))
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}); make it again") from None
+    arrays = {name: two_dimensional(array, f"{path}, {name}") for name, array in arrays.items()}
+    return StoredAsset(arrays, path, manifest)
+
+
+def _model_of(manifest: dict | None) -> dict:
+    """What a manifest says of the model, {} if nothing."""
+    model = (manifest or {}).get("model")
+    return model if isinstance(model, dict) else {"model": model} if model else {}
+
+
+def check_same_model(features: Features, assets: list[StoredAsset]) -> None:
+    """Raise UserError if an asset was made by another model than the features, naming both.
+
+    Models are compared by their manifests; files without one (the reference's) by dimension only.
+    """
+    model = _model_of(features.manifest)
+    for asset in assets:
+        for array in asset.arrays.values():
+            if array.shape[1] != features.dim:
+                raise UserError(
+                    f"{asset.source} has {array.shape[1]} dimensions but {features.source} has "
+                    f"{features.dim}: they come from different models; extract one of them again"
+                )
+        other = _model_of(asset.manifest)
+        if model and other and model != other:
+            key = next(k for k in {**model, **other} if model.get(k) != other.get(k))
+            raise UserError(
+                f"{asset.source} and {features.source} come from different models: {key} is "
+                f"{other.get(key)!r} and {model.get(key)!r}; extract one of them again"
+            )
+
+
+# ---------------------------------------------------------------------------------------------
+# What the runs of a command need
+# ---------------------------------------------------------------------------------------------
+
+
+def load_assets(
+    places: Places, features: Features, runs: Sequence[Run], device: torch.device
+) -> Assets:
+    """Corpora, image mean and normalisation features, as far as the runs use them, on the device.
+
+    Raises UserError if one is missing, holds a row that cannot be used, or was made by another
+    model than the features.
+    """
+    import torch
+
+    needs = [run.method.needs([run.parameters]) for run in runs]
+    rows = {name: 0 for need in needs for name in need.corpora}
+    for name in rows:
+        rows[name] = max(need.corpora.get(name, 0) for need in needs)
+    corpora = {n: load_corpus(places.features, features.backbone, n) for n in sorted(rows)}
+    mean = synthetic = None
+    if any(need.image_mean for need in needs):
+        mean = load_mean(places.data, features.backbone)
+    if any(need.synthetic for need in needs):
+        synthetic = load_synthetic(places.synthetic, features.backbone)
+    check_same_model(features, [a for a in (*corpora.values(), mean, synthetic) if a])
+    for name, fewest in rows.items():
+        if len(corpora[name].arrays["feats"]) < fewest:
+            raise UserError(
+                f"{corpora[name].source}: one prompt; the projection needs two or more"
+            )
+    if mean and not np.isfinite(mean.arrays["mean"]).all():
+        raise UserError(f"{mean.source}: the mean is not finite; make it again")
+
+    def unit(asset: StoredAsset, name: str) -> torch.Tensor:
+        return unit_features(asset.arrays[name], device, f"{asset.source}, {name}")
+
+    return Assets(
+        corpora={name: unit(asset, "feats") for name, asset in corpora.items()},
+        image_mean=mean and torch.from_numpy(mean.arrays["mean"]).to(device)[0],
+        synthetic_images=synthetic and unit(synthetic, "image_features"),
+        synthetic_texts=synthetic and unit(synthetic, "text_features"),
+    )

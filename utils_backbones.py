@@ -1,0 +1,54 @@
+"""The table of backbones, and the names of their feature folders. Imports nothing large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils import file_safe
+
+LOCAL_DIR = "local-dir:"
+HF_HUB = "hf-hub:"
+DEFAULT_BACKBONE = "clip"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One frozen vision-language model and the places of its assets.
+
+    model, pretrained: what open_clip.create_model_and_transforms is asked for.
+    corpora_dir: default of --corpora_dir; mean_dir: under --data_dir; synthetic_dir: default of
+    --path_to_synthetic_data.
+    """
+
+    model: str
+    pretrained: str | None = None
+    corpora_dir: str = "corpora"
+    mean_dir: str = "laion_mean"
+    synthetic_dir: str = "synthetic_data"
+
+
+BACKBONES = {
+    "clip": Backbone("ViT-L-14-quickgelu", "openai"),
+    "siglip": Backbone("hf-hub:timm/ViT-L-16-SigLIP-256"),
+    "tiny": Backbone(
+        "local-dir:data/tiny/clip",
+        corpora_dir="data/tiny/corpora",
+        mean_dir="tiny/mean",
+        synthetic_dir="data/tiny/synthetic",
+    ),
+}
+
+
+def backbone_folder(backbone: str) -> str:
+    """The name of a backbone's feature folder, safe on every file system."""
+    return f"{backbone if backbone in BACKBONES else file_safe(backbone)}_features"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are: features, data sets and image means, normalisation features (or None)."""
+
+    features: Path
+    data: Path
+    synthetic: Path | None = None

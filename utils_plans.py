@@ -1,0 +1,377 @@
+"""What a command is to run, and what it writes of it: one run, all methods, a sweep, an ablation.
+
+A plan has `runs`, in the order of its tables, `folders`, which it will write, and `write`, which
+turns their evaluations into files and console lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from methods import find_method, flags_of, list_methods
+from utils import UserError
+from utils_runs import (
+    Run,
+    Setting,
+    ablation_points,
+    backbone_suffix,
+    check_effects,
+    parse_axis,
+    show_value,
+    sweep_points,
+)
+from utils_startup import quick_imports
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from utils_evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class Output:
+    """How results are written.
+
+    ties: the rule that ranked them. top_k: rankings of that length, 0 for none. page: writes the
+    page of ranked images of some evaluations into a folder and gives its path, or None. painter:
+    what the plan's `painter` gave.
+    """
+
+    ties: str = "row"
+    top_k: int = 0
+    page: Callable[[Path, Sequence[Evaluation]], Path] | None = None
+    painter: Executor | None = None
+
+
+def make_plan(
+    method: str,
+    setting: Setting,
+    results: Path,
+    sweep: Sequence[str] | None = None,
+    ablation: bool = False,
+) -> Plan:
+    """The plan of a command. method: a name, or "all"; results: the data set's results folder.
+
+    Raises UserError for flags without effect or sense.
+    """
+    if sweep:
+        return SweepPlan(results, setting, method, tuple(sweep))
+    if ablation:
+        return AblationPlan(results, setting, method)
+    if method == "all":
+        return AllPlan(results, setting)
+    return SinglePlan(results, setting, method)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the four plans share. results: the data set's folder of results."""
+
+    results: Path
+    setting: Setting
+
+    @property
+    def runs(self) -> list[Run]:
+        raise NotImplementedError
+
+    @property
+    def folder(self) -> Path:
+        """Where the plan's own table goes."""
+        raise NotImplementedError
+
+    @property
+    def folders(self) -> list[Path]:
+        """All folders that are written."""
+        return [self.results, self.folder]
+
+    def check(self) -> None:
+        """Raise UserError for a given parameter that changes nothing."""
+        check_effects(self.setting.given, self.runs)
+
+    def keep(self, is_there: Callable[[Run], str | None]) -> Plan:
+        """The plan without the runs whose inputs are missing; is_there says why, or None."""
+        return self
+
+    @contextlib.contextmanager
+    def painter(self) -> Iterator[Executor | None]:
+        """A process that draws what `write` has drawn, None where it draws nothing."""
+        yield None
+
+    def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
+        """Write tables, print them, warn."""
+        raise NotImplementedError
+
+
+# ---------------------------------------------------------------------------------------------
+# One run, or all methods
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SinglePlan(Plan):
+    """One run of one method."""
+
+    method: str
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        return [self.setting.run(self.method)]
+
+    @property
+    def folder(self) -> Path:
+        return self.results / self.runs[0].variant
+
+    def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
+        _write_runs(self.results, evaluations, facts, output)
+        print(f"written to {self.folder}")
+        if output.page:
+            print(output.page(self.folder, evaluations))
+
+
+@dataclass(frozen=True)
+class AllPlan(Plan):
+    """Every method, on one load of the features, and their comparison."""
+
+    left_out: frozenset[str] = field(default_factory=frozenset)
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        return [self.setting.run(name) for name in list_methods() if name not in self.left_out]
+
+    @property
+    def folder(self) -> Path:
+        return self.results / f"all{backbone_suffix(self.setting.backbone)}"
+
+    @property
+    def folders(self) -> list[Path]:
+        return [*super().folders, *(self.results / run.variant for run in self.runs)]
+
+    def keep(self, is_there: Callable[[Run], str | None]) -> AllPlan:
+        missing = {run.method.name: why for run in self.runs if (why := is_there(run))}
+        for name, why in missing.items():
+            print(f"left out: {name} ({why})", file=sys.stderr)
+        return replace(self, left_out=frozenset(missing))
+
+    def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
+        from utils_tables import write_rows
+
+        rows = _write_runs(self.results, evaluations, facts, output)
+        write_rows(self.folder / "mAP_table.csv", rows)
+        shutil.rmtree(self.folder / "report", ignore_errors=True)
+        print(f"written to {self.folder} and {len(rows)} folders beside it")
+        if output.page:
+            print(output.page(self.folder, evaluations))
+
+
+def _write_runs(
+    results: Path, evaluations: Sequence[Evaluation], facts: Mapping, output: Output
+) -> list[dict[str, str]]:
+    """Write each run's folder, print the table and the warnings; the rows of the table."""
+    from utils_tables import (
+        console_columns,
+        describe_task,
+        describe_ties,
+        format_table,
+        result_row,
+        write_results,
+    )
+
+    rows = [result_row(evaluation, facts) for evaluation in evaluations]
+    for evaluation, row in zip(evaluations, rows, strict=True):
+        write_results(results / evaluation.variant, evaluation, row, output.top_k)
+    task = evaluations[0].task
+    print(format_table(rows, console_columns(task)))
+    _warn([*describe_task(task), *describe_ties(evaluations, output.ties)])
+    return rows
+
+
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------
+# Ablation
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AblationPlan(Plan):
+    """The table of a method's components, in one go."""
+
+    method: str
+
+    @cached_property
+    def full(self) -> Run:
+        if not find_method(self.method).steps:
+            able = ", ".join(name for name, m in list_methods().items() if m.steps)
+            raise UserError(
+                f"--ablation has no effect on --method {self.method}: only {able} has steps"
+            )
+        return self.setting.run(self.method)
+
+    @cached_property
+    def points(self) -> list[tuple[str, Any]]:
+        return ablation_points(self.full)
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        return [self.setting.named(self.full.method, point) for _, point in self.points]
+
+    @property
+    def folder(self) -> Path:
+        return self.results / f"{self.full.variant}_ablation"
+
+    def check(self) -> None:
+        check_effects(self.setting.given, [self.full])
+
+    def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
+        from utils_tables import describe_task, format_table, result_row, write_rows
+
+        rows = [
+            {"components": label, **result_row(evaluation, facts)}
+            for (label, _), evaluation in zip(self.points, evaluations, strict=True)
+        ]
+        table = self.folder / "mAP_table.csv"
+        write_rows(table, rows)
+        means = [column.name for column in evaluations[0].task.columns]
+        print(format_table(rows, ["components", *means]))
+        _warn(describe_task(evaluations[0].task))
+        print(f"written to {table}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Sweep
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SweepPlan(Plan):
+    """A grid over parameters: a row a point, and a plot over one or two axes of numbers."""
+
+    method: str
+    sweep: tuple[str, ...]
+
+    @cached_property
+    def axes(self) -> dict[str, list]:
+        axes = dict(parse_axis(text) for text in self.sweep)
+        if len(axes) < len(self.sweep):
+            raise UserError("--sweep names a parameter twice: give all its values at once")
+        both = sorted(set(axes) & set(self.setting.given))
+        if both:
+            raise UserError(f"--{both[0]} is swept and given: leave one of the two")
+        return axes
+
+    @cached_property
+    def points(self) -> list[dict[str, Any]]:
+        return sweep_points(self.axes)
+
+    @cached_property
+    def swept(self) -> list[Run]:
+        return [self.setting.run(self.method, point) for point in self.points]
+
+    @cached_property
+    def ends(self) -> list[Run]:
+        """The runs that the method wants its sweep of a parameter compared with."""
+        compared = find_method(self.method).compared
+        names = dict.fromkeys(name for axis in self.axes for name in compared.get(axis, ()))
+        ends = []
+        for method in map(find_method, names):
+            for run in self.swept:
+                given = {n: getattr(run.parameters, n, d) for n, (d, _) in flags_of(method).items()}
+                ends.append(replace(self.setting, given=given, use_preset=False).run(method.name))
+        return list(dict.fromkeys(ends))
+
+    @property
+    def runs(self) -> list[Run]:
+        return [*self.swept, *self.ends]
+
+    @property
+    def folder(self) -> Path:
+        return self.results / f"{self.setting.run(self.method).variant}_sweep"
+
+    def check(self) -> None:
+        check_effects(self.setting.given, self.swept, swept=list(self.axes))
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the sweep has one or two axes, of numbers only."""
+        is_switch = any(isinstance(values[0], bool) for values in self.axes.values())
+        return len(self.axes) <= 2 and not is_switch
+
+    @contextlib.contextmanager
+    def painter(self) -> Iterator[Executor | None]:
+        """It imports matplotlib while this process imports torch and evaluates."""
+        if not self.is_drawn:
+            yield None
+            return
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as painter:
+            painter.submit(_prepare_to_draw)
+            yield painter
+
+    def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
+        from utils_tables import describe_task, format_table, result_row, write_rows
+
+        points, ends = evaluations[: len(self.points)], evaluations[len(self.points) :]
+        first, *_ = columns = [column.name for column in evaluations[0].task.columns]
+        rows = [
+            {**result_row(e, facts), **{name: show_value(at) for name, at in point.items()}}
+            for e, point in zip(points, self.points, strict=True)
+        ]
+        means = [evaluation.means()[first] for evaluation in points]
+        end_means = {evaluation.variant: evaluation.means()[first] for evaluation in ends}
+        for old in (*self.folder.glob("*.png"), *self.folder.glob("*.svg")):
+            old.unlink()
+        write_rows(self.folder / "mAP_table.csv", rows)
+        stem = self.folder / "_".join(self.axes)
+        table = [{**point, first: mean} for point, mean in zip(self.points, means, strict=True)]
+        drawing = output.painter and output.painter.submit(
+            _draw, stem, table, list(self.axes), end_means or None, first
+        )
+        best = max(range(len(rows)), key=means.__getitem__)
+        print(format_table(rows, [*self.axes, *columns]))
+        _warn(describe_task(evaluations[0].task))
+        print(f"best: {_values(self.points[best])} with {first} {rows[best][first]}")
+        if ends:
+            print(
+                "composition gain: "
+                f"{means[best] - max(end_means.values()):+.2f} {first} over the better of "
+                + ", ".join(f"{name} {value:.2f}" for name, value in end_means.items())
+            )
+        print(f"written to {self.folder / 'mAP_table.csv'}")
+        for path in drawing.result() if drawing else []:
+            print(f"written to {path}")
+
+
+def _prepare_to_draw() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for it says so
+    with quick_imports():
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure
+
+        import report  # noqa: F401
+
+
+def _draw(
+    path_stem: Path, table: list[dict], axes: list[str], ends: dict[str, float] | None, value: str
+) -> list[Path]:
+    import pandas as pd
+
+    from report import plot_sweep
+
+    return plot_sweep(path_stem, pd.DataFrame(table), axes, ends, value)
+
+
+def _values(label: dict) -> str:
+    return ", ".join(f"{name} {show_value(value)}" for name, value in label.items())

@@ -1,0 +1,38 @@
+"""What makes a short process short, and how much of it each trick saves.
+
+A run_retrieval of i-CIR takes about 3 seconds, of which `import torch` is a third.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import large libraries inside this: the garbage collector leaves their objects alone.
+
+    They make a million objects that stay to the end. Looking through them again and again, and once
+    more at the exit, is a third of what `import torch` costs a short process.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def quick_exit() -> NoReturn:
+    """End a command that has done all its work, without taking down what it has imported.
+
+    After quick_imports of torch that saves a sixth of a second. Nothing may be left to clean up:
+    files are closed, threads and processes have ended.
+    """
+    sys.stdout.flush()
+    os._exit(0)
