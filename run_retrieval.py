@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from methods import MethodFlag, list_flags, list_methods
 from utils import (
+    TIE_RULES,
     Parser,
     UserError,
     add_flag,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from utils_storage import Features
 
 REPORT_TOP_K = 10
-STANDARD_SYNTHETIC = Path("synthetic_data")
+USUAL_SYNTHETIC = "synthetic_data"  # a folder of that name is no departure
 BASIC_INPUTS = ("image", "text")  # every data set's features have these
 
 
@@ -64,8 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_what(group: argparse._ArgumentGroup) -> None:
-    add_flag(group, "dataset", default="icir", help="name or folder of the data set (default: icir)")
-    add_flag(group, "backbone", default=DEFAULT_BACKBONE, help="whose features to read (default: clip)")
+    for name, default, text in (
+        ("dataset", "icir", "name or folder of the data set"),
+        ("backbone", DEFAULT_BACKBONE, "whose features to read"),
+    ):
+        add_flag(group, name, default=default, help=f"{text} (default: {default})")
     add_flag(
         group,
         "method",
@@ -105,12 +109,10 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         group,
         "ties",
         choices=TIE_RULES,
-        default="row",
-        help="equal scores rank in database order, or positives first / last (default: row)",
+        help="equal scores rank in database order, or positives first / last (default: the data "
+        "set's own rule, mostly row)",
     )
-    add_flag(
-        group, "top_k", type=int, default=0, help="also write the K best images of each query"
-    )
+    add_flag(group, "top_k", type=int, default=0, help="also write the K best images of each query")
     add_flag(
         group,
         "report",
@@ -193,8 +195,8 @@ def plan_of(args: argparse.Namespace) -> Plan:
         use_preset=args.use_preset,
         dataset=name,
         backbone=args.backbone,
-        words=(f"ties_{args.ties}",) if args.ties != "row" else (),
-        synthetic=last_part(synthetic) if synthetic and synthetic != STANDARD_SYNTHETIC else "",
+        words=(f"ties_{args.ties}",) if args.ties not in (None, "row") else (),
+        synthetic=_unusual(synthetic),
     )
     plan = make_plan(args.method, setting, args.results_dir / name, args.sweep, args.ablation)
     plan.check()
@@ -204,6 +206,12 @@ def plan_of(args: argparse.Namespace) -> Plan:
             "add it, or leave --path_to_synthetic_data"
         )
     return plan
+
+
+def _unusual(synthetic: Path | None) -> str:
+    """The name of a folder of normalisation features where it is not the usual one."""
+    name = last_part(synthetic) if synthetic else USUAL_SYNTHETIC
+    return "" if name == USUAL_SYNTHETIC else name
 
 
 def _check_combination(args: argparse.Namespace) -> None:
@@ -218,7 +226,7 @@ def _check_combination(args: argparse.Namespace) -> None:
         raise UserError(
             f"{many} writes one table: leave --top_k and --report, or run a point alone"
         )
-    if args.ties != "row" and (args.top_k or args.report):
+    if args.ties not in (None, "row") and (args.top_k or args.report):
         raise UserError(f"--ties {args.ties} bounds the means; rankings need --ties row")
 
 
@@ -264,6 +272,7 @@ def run_plan(plan: Plan, places: Places, dataset: str, gpu: int, output: Output)
     plan = plan.keep(lambda run: missing_input(features, run))
     device = select_device(gpu)
     distinct = list(dict.fromkeys(plan.runs))
+    ties = output.ties or features.task.ties
     top_k = output.top_k or (REPORT_TOP_K if output.page else 0)
     try:
         evaluated = evaluate(
@@ -271,7 +280,7 @@ def run_plan(plan: Plan, places: Places, dataset: str, gpu: int, output: Output)
             distinct,
             load_assets(places, features, distinct, device),
             device,
-            ties=output.ties,
+            ties=ties,
             tops={features.task.main_view: top_k},
             progress=lambda blocks, count: tqdm(
                 blocks, total=count, unit="gallery", disable=None, leave=False
@@ -285,7 +294,7 @@ def run_plan(plan: Plan, places: Places, dataset: str, gpu: int, output: Output)
     found = dict(zip(distinct, evaluated, strict=True))
     facts = {
         "dataset": features.dataset,
-        "ties": output.ties,
+        "ties": ties,
         "features": manifest_hash(features),
         "version": code_version() or "unknown",
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import fcntl
 import hashlib
 import json
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,6 +153,14 @@ def require_writable(folder: Path, flag: str) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK):
         problem = "may not be written" if there.is_dir() else "is not a folder"
         raise UserError(f"{flag} {folder}: {there} {problem}; name another folder")
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Write a CSV with a header, quoted where needed, UTF-8, whole or not at all."""
+    with atomic_path(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def write_json(path: str | Path, content: dict | list) -> None:

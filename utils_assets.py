@@ -189,9 +189,7 @@ def load_assets(
     check_same_model(features, [a for a in (*corpora.values(), mean, synthetic) if a])
     for name, fewest in rows.items():
         if len(corpora[name].arrays["feats"]) < fewest:
-            raise UserError(
-                f"{corpora[name].source}: one prompt; the projection needs two or more"
-            )
+            raise UserError(f"{corpora[name].source}: one prompt; the projection needs two or more")
     if mean and not np.isfinite(mean.arrays["mean"]).all():
         raise UserError(f"{mean.source}: the mean is not finite; make it again")
 

@@ -1,10 +1,10 @@
-"""One pass over a task: gallery blocks to scores to ranks, in every view, for any number of runs."""
+"""One pass over a task: gallery blocks to scores to ranks in every view, for any number of runs."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils import UserError
-from utils_blocks import Block, Judged, make_blocks, search_blocks
-from utils_metrics import measure, positive_ranks, reduce
+from utils_blocks import Block, Cells, Judged, make_blocks, search_blocks
+from utils_metrics import average, measure, plan_steps, positive_ranks
 from utils_retrieval import Assets, Gallery, Method, Queries, Rows, unit_rows
 from utils_runs import Run, shown_parameters
 from utils_storage import Features, QueryRows
@@ -69,7 +69,8 @@ class Evaluation:
     """What one run of a method over a task yields.
 
     views: name -> Ranking. values: (measure, view) -> float64 (Q,), for the task's columns.
-    seconds: of the pass, which all its runs share.
+    columns: the task's columns and means, in percent. seconds: of the pass, which all its runs
+    share.
     """
 
     run: Run
@@ -77,15 +78,12 @@ class Evaluation:
     task: Task
     views: Mapping[str, Ranking]
     values: Mapping[tuple[str, str], np.ndarray]
+    columns: Mapping[str, float]
     seconds: float
 
     def means(self) -> dict[str, float]:
-        """The task's columns, in percent."""
-        tags = self.task.queries.tags
-        return {
-            column.name: reduce(self.values[column.measure, column.view], column.groups, tags)
-            for column in self.task.columns
-        }
+        """The task's columns and means by name, in percent."""
+        return dict(self.columns)
 
     @property
     def method(self) -> str:
@@ -184,11 +182,7 @@ def _find(
 def _rank(judged: Judged, scores: Sequence[Tensor], ties: str, top_k: int) -> list[_Found]:
     """Rank the rows of a view in each run's scores (q, n)."""
     scores = [_ranked_scores(judged, own) for own in scores]
-    positive = (
-        _on_device(judged.positives.query, scores),
-        _on_device(judged.positives.row, scores),
-    )
-    ranked = positive_ranks(scores, *positive, ties)
+    ranked = positive_ranks(scores, *_on_device(judged.positives, scores[0]), ties)
     return [
         _Found(ranks.int(), tied, _best(own, top_k) if top_k else None)
         for own, ranks, tied in zip(scores, *ranked, strict=True)
@@ -198,22 +192,21 @@ def _rank(judged: Judged, scores: Sequence[Tensor], ties: str, top_k: int) -> li
 def _ranked_scores(judged: Judged, scores: Tensor) -> Tensor:
     """Scores (q, n) in which rows that are not ranked have -inf."""
     if judged.candidates is not None:
-        cells = [_on_device(judged.candidates.query, [scores])]
-        cells.append(_on_device(judged.candidates.row, [scores]))
+        cells = _on_device(judged.candidates, scores)
         ranked = scores.new_full(scores.shape, -np.inf)
-        ranked[*cells] = scores[*cells]
+        ranked[cells] = scores[cells]
         scores = ranked
     if judged.excluded is not None:
         scores = scores.clone()
-        cells = (judged.excluded.query, judged.excluded.row)
-        scores[*(_on_device(cell, [scores]) for cell in cells)] = -np.inf
+        scores[_on_device(judged.excluded, scores)] = -np.inf
     return scores
 
 
-def _on_device(index: np.ndarray, scores: Sequence[Tensor]) -> Tensor:
+def _on_device(cells: Cells, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and rows of cells, int64 (p,) both, where the scores are."""
     import torch
 
-    return torch.from_numpy(index).to(scores[0].device)
+    return tuple(torch.from_numpy(index).to(scores.device) for index in (cells.query, cells.row))
 
 
 def _best(scores: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -302,6 +295,7 @@ def _evaluate(
         searched = chain.from_iterable(progress(searches, len(blocks)))
         parts, found = zip(*searched, strict=True)
     views = {name: _all_positives(features.task, name, parts) for name in features.task.views}
+    averaged = _plan_columns(features.task)
     evaluations = []
     for number, run in enumerate(runs):
         own = [by_run.pop(number) for by_run in found]  # of many runs, not all are kept twice
@@ -310,8 +304,9 @@ def _evaluate(
             for name in views
         }
         values = _measure(features.task, rankings)
+        columns = averaged(values)
         evaluations.append(
-            Evaluation(run, features.backbone, features.task, rankings, values, seconds=0.0)
+            Evaluation(run, features.backbone, features.task, rankings, values, columns, 0.0)
         )
     seconds = time.perf_counter() - start
     return [replace(evaluation, seconds=seconds) for evaluation in evaluations]
@@ -357,6 +352,19 @@ def _measure(task: Task, rankings: Mapping[str, Ranking]) -> dict[tuple[str, str
             name, own.ranks, positives.query, positives.count, positives.ranked
         )
     return values
+
+
+def _plan_columns(task: Task) -> Callable[[Mapping], dict[str, float]]:
+    """What averages the measured values of a run to the task's columns and means."""
+    tags, queries = task.queries.tags, len(task.queries)
+    steps = {column.name: plan_steps(queries, column.groups, tags) for column in task.columns}
+
+    def averaged(values: Mapping[tuple[str, str], np.ndarray]) -> dict[str, float]:
+        columns = {c.name: average(values[c.measure, c.view], steps[c.name]) for c in task.columns}
+        means = {m.name: float(np.mean([columns[name] for name in m.of])) for m in task.means}
+        return columns | means
+
+    return averaged
 
 
 # ---------------------------------------------------------------------------------------------

@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 class Output:
     """How results are written.
 
-    ties: the rule that ranked them. top_k: rankings of that length, 0 for none. page: writes the
-    page of ranked images of some evaluations into a folder and gives its path, or None. painter:
-    what the plan's `painter` gave.
+    ties: the rule that ranks them, None for the task's own. top_k: rankings of that length, 0 for
+    none. page: writes the page of ranked images of some evaluations into a folder and gives its
+    path, or None. painter: what the plan's `painter` gave.
     """
 
-    ties: str = "row"
+    ties: str | None = None
     top_k: int = 0
     page: Callable[[Path, Sequence[Evaluation]], Path] | None = None
     painter: Executor | None = None
@@ -189,7 +189,7 @@ def _write_runs(
         write_results(results / evaluation.variant, evaluation, row, output.top_k)
     task = evaluations[0].task
     print(format_table(rows, console_columns(task)))
-    _warn([*describe_task(task), *describe_ties(evaluations, output.ties)])
+    _warn([*describe_task(task), *describe_ties(evaluations, facts["ties"])])
     return rows
 
 
@@ -229,9 +229,6 @@ class AblationPlan(Plan):
     @property
     def folder(self) -> Path:
         return self.results / f"{self.full.variant}_ablation"
-
-    def check(self) -> None:
-        check_effects(self.setting.given, [self.full])
 
     def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
         from utils_tables import describe_task, format_table, result_row, write_rows
@@ -358,7 +355,7 @@ def _prepare_to_draw() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for it says so
     with quick_imports():
         import matplotlib.backends.backend_agg
-        import matplotlib.figure
+        import matplotlib.figure  # noqa: F401
 
         import report  # noqa: F401
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import mmap
 import os
 import pickle
@@ -230,7 +229,7 @@ class QueryRows:
     """One kind of query features: values float32 (d, D), not normalised, and whose they are.
 
     row: int64 (Q,), the row of values of each query; None: query i has row i. of: int64 (Q, m) of
-    queries of several images, -1 behind the last, or None. place: what an error names.
+    queries of several images or texts, -1 behind the last, or None. place: what an error names.
     """
 
     values: np.ndarray
@@ -247,9 +246,9 @@ class Features:
     """The features of one data set and backbone: arrays by name, and the task they are of.
 
     source: the file that says what these features are; manifest: its content, None for pickles.
-    image_row, text_row: for each query the rows of the distinct images (several of a query of
-    several) and texts; None where each query has its own. image_row points into the database's
-    images where there is no file of query images.
+    image_row, text_row: for each query the rows of its distinct images and texts, of which it may
+    have several; None where each query has its own. image_row points into the database's images
+    where there is no file of query images.
     """
 
     backbone: str
@@ -260,7 +259,7 @@ class Features:
     source: Path
     manifest: dict | None
     image_row: list[list[int]] | None = None
-    text_row: np.ndarray | None = None
+    text_row: list[list[int]] | None = None
 
     @property
     def dim(self) -> int:
@@ -283,10 +282,13 @@ class Features:
         file = self.query_files[name]
         values = file.read(slice(0, file.shape[0])).astype(np.float32, copy=False)
         place = f"{self.folder}: {QUERY_WORDS.get(name, name)} features of the queries"
-        if name == "image" and self.image_row is not None:
-            return _image_rows(values, place, self.image_row)
-        shared = self.text_row if name in ("text", "context_text") else None
-        return QueryRows(values, place, shared)
+        return _query_rows(values, place, self.rows_of(name))
+
+    def rows_of(self, name: str) -> list[list[int]] | None:
+        """image_row, text_row, or None: whose rows the features of that name are."""
+        return {"image": self.image_row, "text": self.text_row, "context_text": self.text_row}.get(
+            name
+        )
 
     def _images_of_the_gallery(self) -> QueryRows:
         """Query images that are gallery rows: those rows alone, read once each."""
@@ -294,7 +296,7 @@ class Features:
         database = self.database_files["image"]
         values = database.read(wanted).astype(np.float32)
         rows = [np.searchsorted(wanted, own).tolist() for own in self.image_row]
-        return _image_rows(values, f"{database.path}, rows of query images", rows)
+        return _query_rows(values, f"{database.path}, rows of query images", rows)
 
     def _how_to_make(self, name: str) -> str:
         command = f"python3 create_features.py --dataset {self.dataset} --backbone {self.backbone}"
@@ -320,15 +322,17 @@ class Features:
 QUERY_WORDS = {"image": "image", "text": "text", "context_text": "contextualised text"}
 
 
-def _image_rows(values: np.ndarray, place: str, rows: list[list[int]]) -> QueryRows:
-    """Query images by their rows of values; of several a query, padded with -1."""
+def _query_rows(values: np.ndarray, place: str, rows: list[list[int]] | None) -> QueryRows:
+    """Query features by their rows of values; of several a query, padded with -1."""
+    if rows is None:
+        return QueryRows(values, place)
     most = max(map(len, rows), default=1)
     if most == 1:
         return QueryRows(values, place, np.array([own[0] for own in rows], np.int64))
     padded = np.full((len(rows), most), -1, np.int64)
     for query, own in enumerate(rows):
         padded[query, : len(own)] = own
-    return QueryRows(values, place, padded[:, 0], padded)
+    return QueryRows(values, place, of=padded)
 
 
 def features_folder(features_dir: str | Path, backbone: str, dataset: str) -> Path:
@@ -419,8 +423,10 @@ def _load_task_features(folder: Path, backbone: str, dataset: str) -> Features:
     task = load_task(folder)
     table = read_csv_columns(folder / "query.csv", ("key", "image_row", "text_row"))
     try:
-        image_row = [[int(row) for row in rows.split()] for rows in table["image_row"]]
-        text_row = np.array([int(row) for row in table["text_row"]], np.int64)
+        image_row, text_row = (
+            [[int(row) for row in rows.split()] for rows in table[name]]
+            for name in ("image_row", "text_row")
+        )
     except ValueError as error:
         raise UserError(f"{folder / 'query.csv'}: {error}; extract it again") from None
     shared = folder.parent / task.gallery.shared if task.gallery.shared else folder
@@ -571,10 +577,8 @@ def _check_agreement(features: Features) -> None:
 
 def _distinct_rows(features: Features, name: str) -> int:
     """How many distinct images or texts query.csv points to; 0 where each query has its own."""
-    if name == "image":
-        rows = features.image_row or []
-        return 1 + max((row for own in rows for row in own), default=-1)
-    return 0 if features.text_row is None else 1 + int(features.text_row.max(initial=-1))
+    rows = features.rows_of(name)
+    return 0 if rows is None else 1 + max((row for own in rows for row in own), default=-1)
 
 
 def manifest_hash(features: Features) -> str:

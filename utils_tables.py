@@ -50,13 +50,11 @@ def _labels(tag: Sequence[str | tuple[str, ...]]) -> set[str]:
 
 def console_columns(task: Task) -> list[str]:
     """The columns of result_row that the console shows."""
-    means = [column.name for column in task.columns]
+    means = [column.name for column in (*task.columns, *task.means)]
     return ["method", "variant", *means, "queries", *group_counts(task), "tied_queries", "seconds"]
 
 
-def write_results(
-    folder: Path, evaluation: Evaluation, row: dict[str, str], top_k: int
-) -> None:
+def write_results(folder: Path, evaluation: Evaluation, row: dict[str, str], top_k: int) -> None:
     """Write a run's folder: a row added to mAP_table.csv, APs.csv, and top{K}.csv if K is not 0.
 
     What an earlier run left of rankings is removed. One process writes at a time. Raises UserError,

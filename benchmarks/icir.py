@@ -43,8 +43,8 @@ def task_of_labels(
     width = len(texts.categories) + 1
     asked, number = np.unique(instance * width + text + 1, return_inverse=True)
     pair = row_instance * width + row_text + 1
-    place = np.searchsorted(asked, pair).clip(max=len(asked) - 1)
-    is_asked = asked[place] == pair
+    place = np.searchsorted(asked, pair)
+    is_asked = np.append(asked, -1)[place] == pair
     positives = RowSets.grouped(np.where(is_asked, place, -1), len(asked))
     related = RowSets.grouped(np.where(is_asked, row_instance, -1), len(instances.categories))
     sets = RowSets.joined([pools, positives, related])

@@ -8,15 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from utils_storage import (
-    load_corpus,
-    load_features,
-    load_mean,
-    load_synthetic,
-    mean_path,
-    read_database_table,
-    synthetic_path,
-)
+from utils import write_csv
+from utils_assets import load_corpus, load_mean, load_synthetic, mean_path, synthetic_path
+from utils_storage import LABELS, load_features
 
 GOLDEN = Path(__file__).parent / "golden"
 MODEL = {"model": "some-model", "pretrained": "some-tag", "activation": "GELU", "embed_dim": 96}
@@ -29,12 +23,18 @@ def write_native_world(folder: Path, world: str = "clip", dtype=np.float32, mode
     features = load_features(golden / "features", world, "icir")
     data = folder / "features" / f"{world}_features" / "icir"
     data.mkdir(parents=True)
-    features.queries.to_csv(data / "query.csv", index=False)
-    read_database_table(features).to_csv(data / "database.csv", index=False)
-    np.save(data / "query_image.npy", features.query_image)
-    np.save(data / "query_text.npy", features.query_text)
-    np.save(data / "query_context_text.npy", features.query_context_text)
-    rows = features.database.read(slice(0, features.database.shape[0]))
+    labels, gallery = features.task.queries.labels(), features.task.gallery
+    write_csv(data / "query.csv", LABELS, zip(*labels.values(), strict=True))
+    instances = np.empty(len(gallery), object)
+    for query, pool in enumerate(features.task.pool):
+        instances[features.task.sets[pool]] = labels["Instance"][query]
+    write_csv(
+        data / "database.csv", LABELS, zip(gallery.path, gallery.note, instances, strict=True)
+    )
+    for name in ("image", "text", "context_text"):
+        np.save(data / f"query_{name}.npy", features.query(name).values)
+    database = features.database("image")
+    rows = database.read(slice(0, database.shape[0]))
     np.save(data / "database_image.npy", rows.astype(dtype))
     (data / "manifest.json").write_text(json.dumps(manifest))
 

@@ -12,8 +12,11 @@ import pytest
 import torch
 
 import run_retrieval
+import utils_blocks
 import utils_evaluation
-import utils_retrieval
+from methods import basic
+from utils_assets import load_assets
+from utils_backbones import Places
 from utils_evaluation import evaluate
 from utils_storage import load_features
 
@@ -22,6 +25,7 @@ GOLDEN = {name: Path(__file__).parent / "golden" / name for name in ("clip", "si
 FIGURES = {
     name: json.loads((folder / "golden.json").read_text()) for name, folder in GOLDEN.items()
 }
+CPU = torch.device("cpu")
 CASES = [(world, flags) for world, figures in FIGURES.items() for flags in figures]
 THROUGH_THE_CLI = ["image", "product", "basic", "basic_no_qe", "basic_corpora", "text_context"]
 
@@ -54,12 +58,15 @@ def evaluate_all(world: str, device: torch.device) -> tuple:
         flags: run_retrieval.build_parser().parse_args(arguments(world, flags, Path("unused")))
         for flags in FIGURES[world]
     }
-    runs = [run_retrieval.plan_runs(args)[0][0] for args in parsed.values()]
+    runs = [run_retrieval.plan_of(args).runs[0] for args in parsed.values()]
     features = load_features(GOLDEN[world] / "features", world, "icir")
-    parameters = [run.parameters for run in runs]
-    assets = run_retrieval.load_assets(parsed["basic"], features, parameters, device)
-    evaluations = evaluate(features, runs, assets, device)
-    return dict(zip(parsed, evaluations, strict=True)), features.queries
+    evaluations = evaluate(features, runs, golden_assets(world, features, runs, device), device)
+    return dict(zip(parsed, evaluations, strict=True))
+
+
+def golden_assets(world: str, features, runs: list, device: torch.device = CPU):
+    folders = (GOLDEN[world] / name for name in ("features", "data", "synthetic_data"))
+    return load_assets(Places(*folders), features, runs, device)
 
 
 @pytest.fixture(scope="module")
@@ -67,24 +74,28 @@ def evaluated():
     return {world: evaluate_all(world, torch.device("cpu")) for world in GOLDEN}
 
 
-def by_query(evaluation, queries) -> dict:
-    names = zip(queries["image_path"], queries["text"], strict=True)
-    return dict(zip(names, evaluation.ap, strict=True))
+def by_query(evaluation) -> dict:
+    labels = evaluation.task.queries.labels()
+    names = zip(labels["Image Query"], labels["Text Query"], strict=True)
+    return dict(zip(names, ap_of(evaluation), strict=True))
+
+
+def ap_of(evaluation) -> np.ndarray:
+    return evaluation.values["AP-T", "all"]
 
 
 @pytest.mark.parametrize(("world", "flags"), CASES)
 def test_every_flag_set_agrees_with_the_reference(evaluated, world, flags):
-    evaluations, queries = evaluated[world]
-    evaluation = evaluations[flags]
-    check_agreement(FIGURES[world][flags], evaluation.means(), by_query(evaluation, queries))
+    evaluation = evaluated[world][flags]
+    check_agreement(FIGURES[world][flags], evaluation.means(), by_query(evaluation))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("world", list(GOLDEN))
 def test_cuda_agrees_with_the_reference(world):
-    evaluations, queries = evaluate_all(world, torch.device("cuda"))
+    evaluations = evaluate_all(world, torch.device("cuda"))
     for flags, figures in FIGURES[world].items():
-        check_agreement(figures, evaluations[flags].means(), by_query(evaluations[flags], queries))
+        check_agreement(figures, evaluations[flags].means(), by_query(evaluations[flags]))
 
 
 @pytest.mark.parametrize("flags", THROUGH_THE_CLI)
@@ -126,24 +137,21 @@ def test_help_answers_without_torch():
 def test_one_pass_over_several_runs_gives_what_each_gives_alone(evaluated):
     """Runs that share a pass share intermediate results; none may leak into another."""
     world = "clip"
-    together, _ = evaluated[world]
-    args = run_retrieval.build_parser().parse_args(arguments(world, "basic", Path("unused")))
+    together, device = evaluated[world], torch.device("cpu")
     features = load_features(GOLDEN[world] / "features", world, "icir")
     for flags in ("basic", "basic_std", "basic_l02", "product_context"):
         run = together[flags].run
-        device = torch.device("cpu")
-        assets = run_retrieval.load_assets(args, features, [run.parameters], device)
-        (alone,) = evaluate(features, [run], assets, device)
+        (alone,) = evaluate(features, [run], golden_assets(world, features, [run]), device)
         assert asdict(alone.run.parameters) == asdict(run.parameters)
-        assert np.array_equal(alone.ranks, together[flags].ranks)
+        assert np.array_equal(alone.main.ranks, together[flags].main.ranks)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 8])
 def test_blocks_searched_at_once_give_the_same(evaluated, monkeypatch, four_threads, blocks):
-    monkeypatch.setattr(utils_evaluation, "BLOCKS_AT_ONCE", blocks)
-    evaluations, _ = evaluate_all("clip", torch.device("cpu"))
+    monkeypatch.setattr(utils_blocks, "BLOCKS_AT_ONCE", blocks)
+    evaluations = evaluate_all("clip", torch.device("cpu"))
     assert torch.get_num_threads() == 4
-    pairs = [(evaluations[name].ap, one.ap) for name, one in evaluated["clip"][0].items()]
+    pairs = [(ap_of(evaluations[name]), ap_of(one)) for name, one in evaluated["clip"].items()]
     difference = np.concatenate([np.abs(one - other) for one, other in pairs])
     assert (difference <= 1e-6).mean() >= 0.99
     assert difference.max() <= 0.01
@@ -152,18 +160,19 @@ def test_blocks_searched_at_once_give_the_same(evaluated, monkeypatch, four_thre
 def test_pieces_of_any_size_give_the_same(evaluated, monkeypatch):
     """Whether a block's queries, and a sweep's runs, are searched together or one by one."""
     world, device = "clip", torch.device("cpu")
-    together, _ = evaluated[world]
-    runs = [evaluation.run for evaluation in together.values()]
-    args = run_retrieval.build_parser().parse_args(arguments(world, "basic", Path("unused")))
+    runs = [evaluation.run for evaluation in evaluated[world].values()]
     features = load_features(GOLDEN[world] / "features", world, "icir")
-    assets = run_retrieval.load_assets(args, features, [run.parameters for run in runs], device)
-    whole = evaluate(features, runs, assets, device, top_k=5)
+    assets = golden_assets(world, features, runs)
+    whole = evaluate(features, runs, assets, device, tops={"all": 5})
     monkeypatch.setattr(utils_evaluation, "PAIRS_SCORED", {"cpu": 1})
+    monkeypatch.setattr(utils_evaluation, "QUERIES_SCORED", 1)
     monkeypatch.setattr(utils_evaluation, "SCORES_RANKED", 1)
-    monkeypatch.setattr(utils_retrieval, "IMAGE_VARIANTS_AT_ONCE", 1)
-    for one, other in zip(evaluate(features, runs, assets, device, top_k=5), whole, strict=True):
-        assert np.mean(np.abs(one.ap - other.ap) <= 1e-6) >= 0.99
-        assert np.abs(one.ap - other.ap).max() <= 0.01
-        assert np.array_equal(one.positives.row, other.positives.row)
-        assert np.mean(one.top_rows == other.top_rows) >= 0.99
-        assert np.allclose(one.top_scores, other.top_scores, atol=1e-5)
+    monkeypatch.setattr(basic, "IMAGE_VARIANTS_AT_ONCE", 1)
+    pieces = evaluate(features, runs, assets, device, tops={"all": 5})
+    for one, other in zip(pieces, whole, strict=True):
+        difference = np.abs(ap_of(one) - ap_of(other))
+        assert np.mean(difference <= 1e-6) >= 0.99
+        assert difference.max() <= 0.01
+        assert np.array_equal(one.main.positives.row, other.main.positives.row)
+        assert np.mean(one.main.top_rows == other.main.top_rows) >= 0.99
+        assert np.allclose(one.main.top_scores, other.main.top_scores, atol=1e-5)

@@ -1,26 +1,31 @@
 """The steps of BASIC against their definitions in numpy, and the plan of a run."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import run_retrieval
+from benchmarks.icir import task_of_labels
+from methods import find_method
+from methods.basic import Parameters, prepare
 from utils import UserError
-from utils_evaluation import instance_blocks
+from utils_blocks import make_blocks
 from utils_retrieval import (
-    METHODS,
     Assets,
     Gallery,
-    Parameters,
     contrastive_components,
     expand_queries,
+    in_batches,
     kept_components,
-    prepare_basic,
+    once_each,
     project,
     second_moment,
     unit_rows,
 )
-from utils_runs import ablation_points, name_variant, parse_axis, settle_parameters
+from utils_runs import Setting, ablation_points, parse_axis
+
+BASIC = find_method("basic")
 
 
 def random_unit(rows: int, dim: int = 12, seed: int = 0) -> torch.Tensor:
@@ -73,7 +78,7 @@ def test_a_projection_on_nothing_is_refused():
     everywhere = torch.cat([torch.eye(12), -torch.eye(12)])
     assets = Assets({"generic_subjects": random_unit(50), "generic_styles": everywhere})
     with pytest.raises(UserError, match="no positive eigenvalue"):
-        prepare_basic([Parameters(project_features=True, aa=1.0)], assets)
+        prepare([Parameters(project_features=True, aa=1.0)], assets)
 
 
 def test_gallery_works_on_raw_rows_as_on_centred_unit_rows():
@@ -84,7 +89,7 @@ def test_gallery_works_on_raw_rows_as_on_centred_unit_rows():
         random_unit(4),
         random_unit(1)[0],
     )
-    assert torch.allclose(gallery.mean, rows.mean(0), atol=1e-6)
+    assert torch.allclose(gallery.mean(), rows.mean(0), atol=1e-6)
     assert torch.allclose(gallery.similarity(queries), queries @ rows.T, atol=1e-6)
     centred = queries @ (rows - mean).T
     assert torch.allclose(gallery.similarity(queries, mean), centred, atol=1e-6)
@@ -97,8 +102,8 @@ def test_query_expansion_is_the_weighted_mean_of_its_definition(k):
     basis = torch.linalg.qr(random_unit(12, seed=5)).Q[:, :5]
     gallery = Gallery.of(raw)
     centred = images - mean
-    similarity = gallery.similarity(project(centred, basis), mean)
-    expanded = expand_queries(centred, similarity, gallery, mean, k)
+    nearest = gallery.nearest(project(centred, basis), k, mean)
+    expanded = expand_queries(centred, nearest, gallery, mean)
     for query in range(4):
         x = unit_rows(raw).numpy() - mean.numpy()
         s = x @ (basis @ basis.T).numpy() @ centred[query].numpy()
@@ -109,27 +114,45 @@ def test_query_expansion_is_the_weighted_mean_of_its_definition(k):
         assert expanded[query].numpy() == pytest.approx(expected, abs=1e-6)
 
 
+def test_what_points_agree_in_is_made_once():
+    made = []
+    values = once_each([3, 13, 4, 23], lambda n: n % 10, lambda n: made.append(n) or n * 2)
+    assert values == [6, 6, 8, 6]
+    assert made == [3, 4]
+
+
+def test_batches_hold_at_most_so_many_different_keys():
+    batches = list(in_batches("aabcab", str, 2))
+    assert batches == [["a", "a", "b"], ["c", "a"], ["b"]]
+    assert list(in_batches([], str, 2)) == []
+
+
 # --- the plan of a run -------------------------------------------------------------------------
 
 
+def plan_of(*flags: str):
+    return run_retrieval.plan_of(run_retrieval.build_parser().parse_args(flags))
+
+
 def plan(*flags: str):
-    runs, labels = run_retrieval.plan_runs(run_retrieval.build_parser().parse_args(flags))
-    return runs[0] if len(runs) == 1 else (runs, labels)
+    (run,) = plan_of(*flags).runs
+    return run
 
 
-def test_an_explicit_flag_wins_over_the_preset_also_when_it_restates_a_default():
+def settle(given: dict, use_preset: bool):
+    return Setting(given, use_preset, "icir", "clip").run("basic")
+
+
+def test_an_explicit_flag_wins_over_the_preset_also_when_it_restates_a_default(monkeypatch):
     assert plan("--use_preset").parameters.contextualize
     assert not plan("--use_preset", "--no-contextualize").parameters.contextualize
     assert plan("--use_preset", "--harris_lambda", "0.1").variant == "basic"
-    METHODS["basic"].preset["harris_lambda"] = 0.3  # a preset that differs from the default
-    try:
-        assert plan("--use_preset").parameters.harris_lambda == 0.3
-        assert plan("--use_preset", "--harris_lambda", "0.1").parameters.harris_lambda == 0.1
-    finally:
-        METHODS["basic"].preset["harris_lambda"] = 0.1
+    monkeypatch.setitem(BASIC.preset, "harris_lambda", 0.3)  # differs from the default
+    assert plan("--use_preset").parameters.harris_lambda == 0.3
+    assert plan("--use_preset", "--harris_lambda", "0.1").parameters.harris_lambda == 0.1
 
 
-SWITCHES = [name for name, value in METHODS["basic"].preset.items() if value is True]
+SWITCHES = [name for name, value in BASIC.preset.items() if value is True]
 
 
 @pytest.mark.parametrize("spelling", ["_", "-"])
@@ -153,14 +176,18 @@ def test_variants_name_what_departs_from_the_preset():
         ("--use_preset", "--no-standardize_features"): "basic_no_standardization",
         ("--method", "sum", "--contextualize"): "sum_contextualization",
         ("--use_preset", "--ties", "best"): "basic_ties_best",
+        ("--use_preset", "--backbone", "siglip"): "basic_siglip",
+        ("--method", "product", "--no-clamp", "--backbone", "RN50/openai"): (
+            "product_no_clamp_RN50-openai"
+        ),
     }
     assert {flags: plan(*flags).variant for flags in names} == names
 
 
 def test_equal_computations_have_equal_parameters():
-    bare = settle_parameters("basic", {}, use_preset=False)
-    assert settle_parameters("basic", {"aa": 0.7, "qe_k": 3}, use_preset=False) == bare
-    assert name_variant("basic", settle_parameters("basic", {}, use_preset=True)) == "basic"
+    bare = settle({}, use_preset=False).parameters
+    assert settle({"aa": 0.7, "qe_k": 3}, use_preset=False).parameters == bare
+    assert settle({}, use_preset=True).variant == "basic"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +215,7 @@ def test_equal_computations_have_equal_parameters():
 )
 def test_flags_without_effect_or_sense_are_errors(flags, message):
     with pytest.raises(UserError, match=message):
-        plan(*flags)
+        plan_of(*flags)
 
 
 def test_axes_of_a_sweep():
@@ -199,19 +226,18 @@ def test_axes_of_a_sweep():
 
 
 def test_a_grid_runs_its_last_axis_fastest():
-    runs, labels = plan("--use_preset", "--sweep", "aa=0.1,0.2", "harris_lambda=0,0.1,0.2")
-    assert [tuple(label.values()) for label in labels[:3]] == [(0.1, 0.0), (0.1, 0.1), (0.1, 0.2)]
-    assert [(r.parameters.aa, r.parameters.harris_lambda) for r in runs] == [
-        tuple(label.values()) for label in labels
-    ]
+    sweep = plan_of("--use_preset", "--sweep", "aa=0.1,0.2", "harris_lambda=0,0.1,0.2")
+    points = [tuple(point.values()) for point in sweep.points]
+    assert points[:3] == [(0.1, 0.0), (0.1, 0.1), (0.1, 0.2)]
+    assert [(r.parameters.aa, r.parameters.harris_lambda) for r in sweep.runs] == points
 
 
 def test_the_ablation_adds_every_step_and_takes_each_away():
-    full = settle_parameters("basic", {}, use_preset=True)
-    points = ablation_points(full)
+    run = settle({}, use_preset=True)
+    full, points = run.parameters, ablation_points(run)
     labels = [label for label, _ in points]
     assert labels[0] == "bare fusion"
-    assert points[0][1] == settle_parameters("basic", {"harris_lambda": 0.0}, use_preset=False)
+    assert points[0][1] == settle({"harris_lambda": 0.0}, use_preset=False).parameters
     assert labels[6] == "+ Harris (full)"
     assert points[6][1] == full
     assert labels[7:] == [
@@ -233,20 +259,35 @@ def test_the_ablation_adds_every_step_and_takes_each_away():
 
 
 def test_blocks_hold_an_instances_rows_and_positives_wherever_they_are():
-    import pandas as pd
-
-    queries = pd.DataFrame({"text": ["x", "y", "x"], "instance": ["b", "a", "b"]}, dtype=str)
+    queries = [("1.jpg", "x", "b"), ("2.jpg", "y", "a"), ("3.jpg", "x", "b")]
     rows = [("x", "b"), ("x", "a"), ("y", "a"), ("z", "b"), ("x", "b"), ("x", "c")]
-    labels = pd.DataFrame(rows, columns=["text", "instance"]).astype("category")
-    b, a = instance_blocks(queries, labels)
-    assert (b.name, a.name) == ("b", "a")
+    b, a = make_blocks(task_of_rows(queries, rows))
     assert b.rows.tolist() == [0, 3, 4]
     assert a.rows == slice(1, 3)
     assert b.queries.tolist() == [0, 2]
-    assert list(zip(b.positive_query, b.positive_row, strict=True)) == [
-        (0, 0),
-        (0, 2),
-        (1, 0),
-        (1, 2),
-    ]
-    assert list(zip(a.positive_query, a.positive_row, strict=True)) == [(0, 1)]
+    positives = b.views["all"].positives
+    cells = list(zip(positives.query, positives.row, strict=True))
+    assert cells == [(0, 0), (0, 2), (1, 0), (1, 2)]
+    positives = a.views["all"].positives
+    assert list(zip(positives.query, positives.row, strict=True)) == [(0, 1)]
+
+
+def task_of_rows(queries: list, rows: list):
+    table = pd.DataFrame(queries, columns=["image_path", "text", "instance"], dtype=str)
+    labels = pd.DataFrame(rows, columns=["text", "instance"]).astype("category")
+    paths, notes = [f"{row}.jpg" for row in range(len(rows))], [text for text, _ in rows]
+    return task_of_labels("made", table, labels, paths, notes)
+
+
+def test_related_rows_show_the_instance_under_a_text_that_is_asked_of_it():
+    queries = [("1.jpg", "x", "b"), ("2.jpg", "y", "b"), ("3.jpg", "q", "a")]
+    rows = [("x", "b"), ("y", "b"), ("z", "b"), ("x", "a"), ("", "b")]
+    task = task_of_rows(queries, rows)
+    positives = task.views["all"].positives
+    assert [task.rows_of(task.related, q).tolist() for q in range(3)] == [[0, 1], [0, 1], []]
+    assert [task.rows_of(positives, q).tolist() for q in range(3)] == [[0], [1], []]
+
+
+def test_an_instance_without_rows_is_refused():
+    with pytest.raises(UserError, match="query row 2: the instance 'c' has queries but no"):
+        task_of_rows([("1.jpg", "x", "b"), ("2.jpg", "x", "c")], [("x", "b")])

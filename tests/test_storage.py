@@ -7,24 +7,17 @@ import threading
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from native import GOLDEN, write_native_world
 
-import utils_evaluation
+import utils_blocks
+from benchmarks.icir import task_of_labels
 from utils import UserError
-from utils_evaluation import Block, _copied_blocks, _in_blocks, instance_blocks
-from utils_storage import (
-    MappedRows,
-    check_same_model,
-    load_corpus,
-    load_features,
-    load_mean,
-    load_pickle,
-    load_synthetic,
-    mean_path,
-    read_database_table,
-)
+from utils_assets import check_same_model, load_corpus, load_mean, load_synthetic, mean_path
+from utils_blocks import Block, _copied_blocks, make_blocks, search_blocks
+from utils_storage import ArrayRows, MappedRows, load_features, load_pickle
 
 
 class Touch:
@@ -109,23 +102,27 @@ def test_arrays_and_tensors_come_back_whole(tmp_path, protocol):
 def test_native_and_reference_files_hold_the_same(tmp_path):
     native = load_features(write_native_world(tmp_path) / "features", "clip", "icir")
     reference = load_features(GOLDEN / "clip" / "features", "clip", "icir")
-    assert native.queries.equals(reference.queries)
-    assert read_database_table(native).equals(read_database_table(reference))
-    for name in ("query_image", "query_text", "query_context_text"):
-        assert np.array_equal(getattr(native, name), getattr(reference, name))
+    assert native.task.queries.labels() == reference.task.queries.labels()
+    for column in ("path", "note"):
+        of_native, of_reference = (getattr(f.task.gallery, column) for f in (native, reference))
+        assert list(of_native) == list(of_reference)
+    for name in ("image", "text", "context_text"):
+        assert np.array_equal(native.query(name).values, reference.query(name).values)
     for rows in (slice(5, 30), np.array([0, 3, 4, 900])):
-        assert np.array_equal(native.database.read(rows), reference.database.read(rows))
+        pair = (f.database("image").read(rows) for f in (native, reference))
+        assert np.array_equal(*pair)
 
 
 def test_paths_in_any_alphabet(tmp_path):
-    folder = write_native_world(tmp_path) / "features/clip_features/icir"
+    path = write_native_world(tmp_path) / "features/clip_features/icir/database.csv"
     plain = load_features(tmp_path / "features", "clip", "icir")
-    table = read_database_table(plain)
+    paths = list(plain.task.gallery.path)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
     table["image_path"] = "画像/ü " + table["image_path"]
-    table.to_csv(folder / "database.csv", index=False)
+    table.to_csv(path, index=False)
     named = load_features(tmp_path / "features", "clip", "icir")
-    assert named.labels.equals(plain.labels)
-    assert read_database_table(named).equals(table)
+    assert np.array_equal(named.task.sets.row, plain.task.sets.row)
+    assert list(named.task.gallery.path) == ["画像/ü " + path for path in paths]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -203,14 +200,18 @@ def test_a_missing_text_is_an_empty_one(tmp_path):
         content = load_pickle(world / f"{split}_icir_features.pkl")
         content["texts"] = [text] * len(content["texts"])
         (world / f"{split}_icir_features.pkl").write_bytes(pickle.dumps(content))
-    features = load_features(tmp_path, "clip", "icir")
-    assert set(features.labels["text"]) == {""}
-    blocks = instance_blocks(features.queries, features.labels)
-    assert sum(len(block.positive_query) for block in blocks) == 0
-    labels = features.labels.assign(text=features.labels["text"].cat.rename_categories({"": "x"}))
+    task = load_features(tmp_path, "clip", "icir").task
+    assert set(task.gallery.note) == {""}
+    assert (task.views["all"].positives < 0).all()
+
+
+def test_a_database_without_any_text_has_no_positives():
+    queries = pd.DataFrame([("1.jpg", "x", "b")], columns=["image_path", "text", "instance"])
+    labels = pd.DataFrame({"text": ["x", "x"], "instance": ["b", "b"]}).astype("category")
     labels["text"] = labels["text"].cat.set_categories([])  # every text missing
-    blocks = instance_blocks(features.queries, labels)
-    assert sum(len(block.positive_query) for block in blocks) == 0
+    task = task_of_labels("made", queries, labels, ["1.jpg", "2.jpg"], ["", ""])
+    (block,) = make_blocks(task)
+    assert len(block.views["all"].positives.query) == 0
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -220,26 +221,26 @@ def test_blocks_that_are_copied_are_the_files_rows(tmp_path, monkeypatch, dtype,
     """The way of the features to a GPU, through two buffers; also with the CPU at its end."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    monkeypatch.setattr(utils_evaluation, "PINNED_BYTES", size)
+    monkeypatch.setattr(utils_blocks, "PINNED_BYTES", size)
     rows = np.random.default_rng(0).normal(size=(900, 7)).astype(dtype)
     np.save(tmp_path / "rows.npy", rows)
-    nothing = np.empty(0, np.int64)
     cuts = [slice(0, 5), slice(5, 300), np.arange(301, 900, 2), np.arange(300, 900, 2)]
-    blocks = [Block(str(i), nothing, cut, nothing, nothing) for i, cut in enumerate(cuts)]
-    copied = list(_copied_blocks(MappedRows(tmp_path / "rows.npy"), blocks, torch.device(device)))
-    assert [block.name for block, _ in copied] == ["0", "1", "2", "3"]
-    for block, part in copied:
-        assert np.array_equal(part.cpu().numpy(), rows[block.rows])
+    blocks = [Block(np.empty(0, np.int64), cut, {}) for cut in cuts]
+    database = {"image": MappedRows(tmp_path / "rows.npy"), "twice": ArrayRows(tmp_path, 2 * rows)}
+    copied = list(_copied_blocks(database, blocks, torch.device(device)))
+    assert [block for block, _ in copied] == blocks
+    for block, parts in copied:
+        assert np.array_equal(parts["image"].cpu().numpy(), rows[block.rows])
+        assert np.array_equal(parts["twice"].cpu().numpy(), 2 * rows[block.rows])
 
 
 def test_blocks_are_searched_in_order_and_an_error_ends_the_search(tmp_path, four_threads):
     """Blocks lie in any order in the file, and several are searched at the same time."""
     rows = np.arange(600, dtype=np.float32).reshape(300, 2)
     np.save(tmp_path / "rows.npy", rows)
-    one, nothing = np.zeros(1, np.int64), np.empty(0, np.int64)
     starts = np.random.default_rng(0).permutation(300)
-    blocks = [Block(str(i), one, slice(i, i + 1), nothing, nothing) for i in starts]
-    database, device = MappedRows(tmp_path / "rows.npy"), torch.device("cpu")
+    blocks = [Block(np.zeros(1, np.int64), slice(i, i + 1), {}) for i in starts]
+    database, device = {"image": MappedRows(tmp_path / "rows.npy")}, torch.device("cpu")
     searched, later = [], set(map(id, blocks[21:]))
     together = threading.Barrier(4, timeout=30)
 
@@ -252,9 +253,9 @@ def test_blocks_are_searched_in_order_and_an_error_ends_the_search(tmp_path, fou
             raise UserError("a bad row")
         if id(block) in later:
             time.sleep(0.05)
-        return raw.tolist()
+        return raw["image"].tolist()
 
-    found = _in_blocks(search, database, blocks, device)
+    found = search_blocks(search, database, blocks, device)
     assert [next(found) for _ in range(20)] == rows[starts[:20], None].tolist()
     with pytest.raises(UserError, match="a bad row"):
         next(found)
