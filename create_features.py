@@ -37,6 +37,7 @@ from utils import (
     select_device,
     sha256_file,
 )
+from utils_backbones import BACKBONES, Backbone, backbone_folder
 from utils_datasets import (
     COLUMNS,
     IMAGE_SUFFIXES,
@@ -49,7 +50,7 @@ from utils_datasets import (
     read_annotation,
     relative_image_path,
 )
-from utils_features import BACKBONES, PRECISIONS, Backbone, backbone_folder, list_backbones
+from utils_features import PRECISIONS, list_backbones
 
 if TYPE_CHECKING:
     from utils_extraction import Clock, Job, Ranks, Settings, Stage, Summary, Unit

@@ -172,15 +172,15 @@ def plot_sweep(
     table: pandas.DataFrame,
     axes: list[str],
     ends: dict[str, float] | None = None,
+    value: str = "mAP",
 ) -> list[Path]:
-    """Draw a sweep's mAP over its one or two axes and mark the best point.
+    """Draw a sweep's figure (`value`) over its one or two axes and mark the best point.
 
     path_stem: where to write, without suffix; PATH_STEM.png and PATH_STEM.svg are written.
     table: a row a point of the sweep; a column for each axis (numbers, or words, which are
-    placed in the order of their first row) and a column `mAP` in percent.
+    placed in the order of their first row) and a column `value` in percent.
     axes: one name gives a line, two a heat map (first axis down, second across).
-    ends: label -> mAP in percent, drawn as horizontal reference lines (one axis only). Where it is
-    None and the axis is `fusion_weight`, the points at 0 and at 1 are the two ends.
+    ends: label -> figure in percent, drawn as horizontal reference lines (one axis only).
     Returns the two paths. Raises ValueError with another number of axes or an empty table.
     """
     if len(axes) not in (1, 2) or table.empty:
@@ -188,62 +188,58 @@ def plot_sweep(
     size = (5.2, 3.4) if len(axes) == 1 else (5.6, 4.2)
     with new_figure(Path(path_stem), size) as figure:
         if len(axes) == 1:
-            _draw_line(figure.subplots(), table, axes[0], _sweep_ends(table, axes[0], ends))
+            _draw_line(figure.subplots(), table, axes[0], ends or {}, value)
         else:
-            _draw_heat_map(figure, table, axes[0], axes[1])
+            _draw_heat_map(figure, table, axes[0], axes[1], value)
     return _picture_paths(Path(path_stem))
 
 
-def _sweep_ends(
-    table: pandas.DataFrame, axis: str, ends: dict[str, float] | None
-) -> dict[str, float]:
-    if ends is not None or axis != "fusion_weight":
-        return ends or {}
-    weights = table[axis].astype(float)
-    at = {end: table.loc[weights == end, "mAP"] for end in (0, 1)}
-    return {f"{axis} = {end}": float(rows.iloc[0]) for end, rows in at.items() if len(rows)}
-
-
-def _draw_line(axes: Axes, table: pandas.DataFrame, axis: str, ends: dict[str, float]) -> None:
+def _draw_line(
+    axes: Axes, table: pandas.DataFrame, axis: str, ends: dict[str, float], value: str
+) -> None:
     numeric = pandas.api.types.is_numeric_dtype(table[axis])
     table = table.sort_values(axis) if numeric else table
     labels = [str(value) for value in table[axis]]
     x = table[axis].to_numpy(float) if numeric else np.arange(len(table))
-    y = table["mAP"].to_numpy(float)
+    y = table[value].to_numpy(float)
     best = int(np.nanargmax(y))
-    for (label, value), dashes in zip(ends.items(), ((5, 2), (1, 1.5), (5, 2, 1, 2)), strict=False):
+    for (label, end), dashes in zip(ends.items(), ((5, 2), (1, 1.5), (5, 2, 1, 2)), strict=False):
         axes.axhline(
-            value, color="#777777", linewidth=0.9, dashes=dashes, label=f"{label}: {value:.2f}"
+            end, color="#777777", linewidth=0.9, dashes=dashes, label=f"{label}: {end:.2f}"
         )
     axes.plot(x, y, color=COLORS[0], marker="o", markersize=3.5, linewidth=1.4)
     axes.plot(x[best], y[best], marker="o", markersize=8, color=COLORS[1], zorder=3)
-    axes.set_title(f"best: mAP {y[best]:.2f} at {axis} = {labels[best]}", fontsize=9, loc="left")
+    axes.set_title(
+        f"best: {value} {y[best]:.2f} at {axis} = {labels[best]}", fontsize=9, loc="left"
+    )
     if not numeric:
         axes.set_xticks(x, labels, rotation=30, ha="right")
     if ends:
         axes.legend(fontsize=8, handlelength=3.2)
     axes.margins(y=0.12)
     axes.set_xlabel(axis)
-    axes.set_ylabel("mAP (%)")
+    axes.set_ylabel(f"{value} (%)")
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.7)
     axes.set_axisbelow(True)
 
 
-def _draw_heat_map(figure: Figure, table: pandas.DataFrame, down: str, across: str) -> None:
+def _draw_heat_map(
+    figure: Figure, table: pandas.DataFrame, down: str, across: str, value: str
+) -> None:
     rows, columns = _axis_values(table[down]), _axis_values(table[across])
     grid = np.full((len(rows), len(columns)), np.nan)
-    for row, column, value in zip(table[down], table[across], table["mAP"], strict=True):
-        grid[rows.index(row), columns.index(column)] = value
+    for row, column, found in zip(table[down], table[across], table[value], strict=True):
+        grid[rows.index(row), columns.index(column)] = found
     axes = figure.subplots()
     image = axes.imshow(grid, cmap="viridis", aspect="auto")
     best_row, best_column = np.unravel_index(np.nanargmax(grid), grid.shape)
     if grid.size <= CELLS_WITH_NUMBERS:
         middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
-        for (row, column), value in np.ndenumerate(grid):
-            if not np.isnan(value):
-                color = "white" if value < middle else "black"
+        for (row, column), found in np.ndenumerate(grid):
+            if not np.isnan(found):
+                color = "white" if found < middle else "black"
                 weight = "bold" if (row, column) == (best_row, best_column) else "normal"
-                text = f"{value:.1f}"
+                text = f"{found:.1f}"
                 axes.text(
                     column, row, text, ha="center", va="center", color=color, size=7, weight=weight
                 )
@@ -259,8 +255,8 @@ def _draw_heat_map(figure: Figure, table: pandas.DataFrame, down: str, across: s
     axes.set_xlabel(across)
     axes.set_ylabel(down)
     best = f"{down} = {rows[best_row]}, {across} = {columns[best_column]}"
-    axes.set_title(f"best: mAP {np.nanmax(grid):.2f} at {best}", fontsize=9, loc="left")
-    figure.colorbar(image, label="mAP (%)").outline.set_visible(False)
+    axes.set_title(f"best: {value} {np.nanmax(grid):.2f} at {best}", fontsize=9, loc="left")
+    figure.colorbar(image, label=f"{value} (%)").outline.set_visible(False)
 
 
 def _axis_values(column: pandas.Series) -> list:

@@ -121,7 +121,7 @@ def run(
 
 
 def output_folder(world: Path, clip: Path, features: str, dataset: str = "shop") -> Path:
-    from utils_features import backbone_folder
+    from utils_backbones import backbone_folder
 
     return world / features / backbone_folder(f"local-dir:{clip}") / dataset
 

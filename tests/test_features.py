@@ -20,11 +20,10 @@ from PIL import Image
 
 import utils_features
 from utils import UserError
+from utils_backbones import BACKBONES, backbone_folder
 from utils_features import (
-    BACKBONES,
     BadImage,
     Encoder,
-    backbone_folder,
     decode_image,
     find_backbone,
     list_backbones,

@@ -143,7 +143,7 @@ def plain_loop(world: Path, source: str, spec: str, batch: int, device: str) -> 
 def toolkit(world: Path, source: str, spec: str, batch: int, precision: str = "fp32") -> np.ndarray:
     """Encode the data set with create_features; returns the database's features."""
     import create_features
-    from utils_features import backbone_folder
+    from utils_backbones import backbone_folder
 
     flags = ["--dataset", "bench", "--icir_source", source, "--backbone", spec]
     flags += ["--batch", str(batch), "--precision", precision, "--overwrite"]
