@@ -9,8 +9,9 @@ has 43,615 composed queries, but 360 sets of positives.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +292,83 @@ class Task:
 def whole_gallery(queries: int) -> np.ndarray:
     """The pool of queries that all search the whole gallery, int64 (Q,)."""
     return np.full(queries, NO_SET, np.int64)
+
+
+# ---------------------------------------------------------------------------------------------
+# Images that are not there
+# ---------------------------------------------------------------------------------------------
+
+
+def image_paths(task: Task) -> list[str]:
+    """The distinct image paths of gallery and queries, in order of first appearance."""
+    return list(dict.fromkeys(chain(task.gallery.path, *task.queries.images)))
+
+
+def without_images(task: Task, missing: Collection[str]) -> Task:
+    """The task without these image paths, with a note on what that leaves out.
+
+    Gallery rows of them are in no set; queries are left out if one of their images is missing, or
+    all of their positives in a view. Raises UserError if that leaves no row or no query.
+    """
+    missing = set(missing)
+    keep_row = np.array([path not in missing for path in task.gallery.path], bool)
+    sets, left = _without_rows(task.sets, keep_row)
+    keep = np.array([missing.isdisjoint(images) for images in task.queries.images], bool)
+    for view in task.views.values():
+        if view.positives is not None:
+            keep &= (view.positives == NO_SET) | (left[view.positives] != NO_SET)
+    if not keep.any() or not keep_row.any():
+        raise UserError(f"{task.name}: {len(missing)} images are missing, and no query is left")
+
+    def numbers(old: np.ndarray | None) -> np.ndarray | None:
+        return None if old is None else left[old[keep]]
+
+    rows, queries = np.flatnonzero(~keep_row), np.flatnonzero(~keep)
+    note = (
+        f"{len(missing)} missing images left out: {len(rows)} of {len(keep_row)} gallery rows and "
+        f"{len(queries)} of {len(keep)} queries"
+    )
+    return dataclasses.replace(
+        task,
+        gallery=_select(task.gallery, keep_row),
+        queries=_select(task.queries, keep),
+        sets=sets,
+        pool=numbers(task.pool),
+        views={
+            name: View(**{part: numbers(value) for part, value in vars(view).items()})
+            for name, view in task.views.items()
+        },
+        related=numbers(task.related),
+        notes=(*task.notes, note),
+    )
+
+
+def _without_rows(sets: RowSets, keep: np.ndarray) -> tuple[RowSets, np.ndarray]:
+    """The sets of the rows to keep, bool (N,), which are numbered anew; and what set became which.
+
+    The second is int64 (S + 1,): by old number, of NO_SET too; a set of no row is NO_SET.
+    """
+    kept = keep[sets.row]
+    start = np.concatenate([[0], np.cumsum(kept)])[sets.start]
+    row = (np.cumsum(keep) - 1)[sets.row[kept]]
+    filled = np.diff(start) > 0
+    return RowSets(start, row), np.append(np.where(filled, np.arange(len(sets)), NO_SET), NO_SET)
+
+
+def _select(table: Images | QueryTable, keep: np.ndarray):
+    """A table of the rows to keep, bool (rows,)."""
+    rows = np.flatnonzero(keep).tolist()
+
+    def select(values):
+        if isinstance(values, Mapping):
+            return {name: select(column) for name, column in values.items()}
+        if isinstance(values, np.ndarray):
+            return values[rows]
+        is_column = isinstance(values, Sequence) and not isinstance(values, str)
+        return [values[row] for row in rows] if is_column else values
+
+    columns = {part.name: getattr(table, part.name) for part in dataclasses.fields(table)}
+    return dataclasses.replace(table, **{name: select(values) for name, values in columns.items()})
 
 
 # ---------------------------------------------------------------------------------------------
