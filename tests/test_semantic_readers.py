@@ -310,15 +310,9 @@ def test_a_circo_submission_lists_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (
-            lambda rows: rows.__setitem__((1, 4), 2),
-            "query 101: dev/dev-0-2-img0.png is the query's own",
-        ),
-        (lambda rows: rows.__setitem__((2, 4), rows[2, 3]), "is listed twice"),
-        (
-            lambda rows: rows.__setitem__((0, 49), -1),
-            "only 49 images can be ranked, and 50 are needed",
-        ),
+        ((1, 4, 2), "query 101: dev/dev-0-2-img0.png is the query's own and may not be listed"),
+        ((2, 4, 3), "query 102: dev/dev-0-3-img0.png is listed twice"),
+        ((0, 49, -1), "query 100: only 49 images can be ranked, and 50 are needed"),
     ],
 )
 def test_rows_that_break_the_rules_are_not_written(tmp_path, edit, message):
