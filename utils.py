@@ -186,6 +186,25 @@ def read_json(path: str | Path) -> dict:
     return content
 
 
+def read_csv(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV (UTF-8, perhaps with a BOM) and the line each begins at, from 1.
+
+    Blank lines are passed over. Raises UserError, naming the line, if the file is not CSV.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        line = 1
+        try:
+            for row in reader:
+                if row:
+                    yield line, row
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise UserError(f"{path}, row {line}: not CSV ({error})") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from None
+
+
 def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     return _hash_file(path, hashlib.sha256())
