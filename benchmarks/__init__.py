@@ -82,3 +82,10 @@ def list_benchmarks() -> dict[str, Benchmark]:
                 raise UserError(f"benchmarks/{module.name}.py: the name {name!r} is taken")
             found[name] = benchmark
     return dict(sorted(found.items()))
+
+
+def missing_images(benchmark: Benchmark, task: Task, root: Path) -> list[str]:
+    """The paths of a task's images whose files are not there, each once, the gallery's first."""
+    queries = (path for own in task.queries.images for path in own)
+    distinct = dict.fromkeys([*task.gallery.path, *queries])
+    return [path for path in distinct if not benchmark.locate(root, path).is_file()]

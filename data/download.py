@@ -1,6 +1,10 @@
 """Download what the published numbers need: i-CIR, LAION means, synthetic features, corpora.
 
     python3 data/download.py {icir,laion_mean,synthetic_data,corpora,all}
+    python3 data/download.py {imagenet_r,nico,minidn,ltll,words}
+
+The second form brings the lists of the data sets for domain conversion, says where their images
+come from and which are missing, and brings FREEDOM's words.
 
 Every file is verified by the hash its publisher gives. Files that are there and right are kept;
 wrong ones are named and left alone unless --overwrite is given. A download that was cut goes on
@@ -38,6 +42,8 @@ from tqdm.utils import CallbackIOWrapper
 # Run as a script, Python looks for modules in data/; the shared ones lie one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import data.domain_lists as domain_lists
+from benchmarks import find_folder
 from utils import (
     Parser,
     UserError,
@@ -53,6 +59,8 @@ COMMIT = "463cc1d4881854f9667977b6dab0e775902ea760"  # of the reference reposito
 ASSETS_URL = f"https://raw.githubusercontent.com/billpsomas/icir/{COMMIT}"
 ARCHIVE_URL = "https://vrg.fel.cvut.cz/icir/icir_v1.0.0.tar.gz"
 HUB_DATASET = "billpsomas/icir"
+
+CORPORA_DIR = Path("corpora/reference")
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT = 60.0  # seconds without a byte from the server
@@ -323,6 +331,59 @@ def fetch_asset(asset: Asset, path: Path, base_url: str = ASSETS_URL) -> None:
     download(url, part, path)
     require_digest(part, asset.blob_id, url)
     os.replace(part, path)
+
+
+# ---------------------------------------------------------------------------------------------
+# FREEDOM's lists
+# ---------------------------------------------------------------------------------------------
+
+
+def fetch_lists(
+    targets: Iterable[str],
+    data_dir: Path,
+    corpora_dir: Path,
+    listing_url: str = domain_lists.LISTING_URL,
+    files_url: str = domain_lists.FILES_URL,
+    overwrite: bool = False,
+) -> None:
+    """Install the lists of data sets for domain conversion, and say which of their images lack.
+
+    Each file is verified by the blob id that the repository's listing at the pinned commit gives;
+    without a connection, by the one that an earlier run wrote down. Raises UserError and
+    Unreachable.
+    """
+    placed = domain_lists.place_lists(targets, data_dir, corpora_dir)
+    listed = _read_listing(data_dir, listing_url, next(iter(placed.values())))
+    found = domain_lists.read_listing(listed, list(placed))
+    fetch_assets({placed[name]: Asset(*found[name]) for name in found}, files_url, overwrite)
+    lost = [name for name in placed if name not in found]
+    if lost:
+        raise UserError(
+            f"{domain_lists.REPOSITORY} has no data/{lost[0]} at commit {domain_lists.COMMIT[:7]}: "
+            f"it has to come from elsewhere, to {placed[lost[0]]}"
+        )
+    for name in targets:
+        if name in domain_lists.LISTS:
+            print(domain_lists.describe_images(name, find_folder(data_dir, name)))
+
+
+def _read_listing(data_dir: Path, url: str, missing: Path) -> dict:
+    """GitHub's listing of the pinned commit or, unreachable, what is written down of it."""
+    record = read_record(data_dir, "freedom")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            download(url, Path(folder, "listing.json"), missing)
+            listing = read_json(Path(folder, "listing.json"))
+    except Unreachable:
+        if record is None or record.commit != domain_lists.COMMIT:
+            raise
+        tree = [{"path": path, "type": "blob", "sha": d} for path, d in record.digests.items()]
+        return {"truncated": False, "tree": tree}
+    every = domain_lists.place_lists(domain_lists.TARGETS, data_dir, data_dir)
+    digests = dict(domain_lists.read_listing(listing, list(every)).values())
+    commit = domain_lists.COMMIT
+    write_record(data_dir, Snapshot("freedom", domain_lists.REPOSITORY, commit, commit, digests))
+    return listing
 
 
 # ---------------------------------------------------------------------------------------------
@@ -714,7 +775,9 @@ FLAG_USES = {
     "keep_archive": (("icir",), "tar"),
     "assets_url": (("laion_mean", "synthetic_data", "corpora"), None),
     "synthetic_dir": (("synthetic_data",), None),
-    "corpora_dir": (("corpora",), None),
+    "corpora_dir": (("corpora", domain_lists.WORDS_TARGET), None),
+    "listing_url": (domain_lists.TARGETS, None),
+    "files_url": (domain_lists.TARGETS, None),
 }
 
 EPILOG = f"""\
@@ -729,11 +792,13 @@ where files land:
                        DATA_DIR/icir/{{query,database}}/ and two CSV files (tar)
   laion_mean           DATA_DIR/laion_mean/
   synthetic_data       SYNTHETIC_DIR/
-  corpora              CORPORA_DIR/
+  corpora, words       CORPORA_DIR/
+  imagenet_r, nico, minidn, ltll
+                       DATA_DIR/NAME/ (lists only: what is printed says where the images are)
 
 i-CIR is released under CC BY-NC-SA 4.0, the other files under the MIT license. The files of
 laion_mean, synthetic_data and corpora are those of commit {COMMIT[:12]} of the reference
-repository.
+repository, the lists those of commit {domain_lists.COMMIT[:12]} of {domain_lists.REPOSITORY}.
 """
 
 
@@ -748,7 +813,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("target", choices=(*TARGETS, "all"), help="what to download")
+    parser.add_argument(
+        "target",
+        choices=(*TARGETS, "all", *domain_lists.TARGETS),
+        help="what to download (all: the first four)",
+    )
     flag = partial(add_flag, parser)
     flag("data_dir", type=Path, default=Path("data"), help="folder of data sets (data)")
     flag("source", choices=tuple(ICIR_FILES), help="i-CIR from the Hub or as an archive (hf)")
@@ -757,6 +826,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     flag("corpora_dir", type=Path, help="folder of the corpora (corpora/reference)")
     flag("archive_url", help=f"i-CIR's archive ({ARCHIVE_URL})")
     flag("assets_url", help=f"what the paths of the other files are appended to ({ASSETS_URL})")
+    flag("listing_url", help=f"listing of the lists' repository ({domain_lists.LISTING_URL})")
+    flag("files_url", help=f"what the lists' paths are appended to ({domain_lists.FILES_URL})")
     flag("keep_archive", action="store_true", help="keep the archive once it is extracted")
     flag("overwrite", action="store_true", help="replace files that are there but wrong")
     args = parser.parse_args(argv)
@@ -780,7 +851,7 @@ def place_assets(args: argparse.Namespace) -> dict[Path, Asset]:
     folders = {
         "laion_mean": args.data_dir / "laion_mean",
         "synthetic_data": args.synthetic_dir or Path("synthetic_data"),
-        "corpora": args.corpora_dir or Path("corpora/reference"),
+        "corpora": args.corpora_dir or CORPORA_DIR,
     }
     return {
         folders[asset.target] / PurePosixPath(asset.path).name: asset
@@ -797,12 +868,22 @@ def main(argv: list[str]) -> None:
         base_url = args.assets_url or os.environ.get("ICIR_ASSETS_URL") or ASSETS_URL
         fetch_assets(placed, base_url, args.overwrite)
         if "corpora" in args.targets:
-            print(CORPORA_ADVICE.format(folder=args.corpora_dir or "corpora/reference"))
+            print(CORPORA_ADVICE.format(folder=args.corpora_dir or CORPORA_DIR))
         if "icir" in args.targets and args.source == "tar":
             url = args.archive_url or os.environ.get("ICIR_ARCHIVE_URL") or ARCHIVE_URL
             fetch_archive(args.data_dir / "icir", url, args.overwrite, args.keep_archive)
         elif "icir" in args.targets:
             fetch_hub(args.data_dir / "icir", args.revision or "main", args.overwrite)
+        lists = [target for target in args.targets if target in domain_lists.TARGETS]
+        if lists:
+            fetch_lists(
+                lists,
+                args.data_dir,
+                args.corpora_dir or CORPORA_DIR,
+                args.listing_url or domain_lists.LISTING_URL,
+                args.files_url or domain_lists.FILES_URL,
+                args.overwrite,
+            )
     except Unreachable as error:
         command = f"python3 data/download.py {shlex.join(argv)}"
         raise UserError(f"{error}; with a network, run: {command}") from None
