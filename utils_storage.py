@@ -403,9 +403,9 @@ def load_reference_features(features_dir: str | Path, backbone: str, dataset: st
 
 def _load_labelled(folder: Path, backbone: str, dataset: str) -> Features:
     """Features in i-CIR's form: query.csv and database.csv of image_path, text, instance."""
-    queries = _read_table(folder / "query.csv", LABELS, "str")
-    labels = _read_table(folder / "database.csv", ["text", "instance"], "category")
-    table = ReadLate(lambda: _read_table(folder / "database.csv", LABELS, "str"))
+    queries = _read_table(folder / "query.csv", LABELS)
+    labels = _read_table(folder / "database.csv", ["text", "instance"]).astype("category")
+    table = ReadLate(lambda: _read_table(folder / "database.csv", LABELS))
     paths, notes = (LateColumn(table, name, len(labels)) for name in ("image_path", "text"))
     return Features(
         backbone=backbone,
@@ -509,13 +509,14 @@ def _pickled_table(content: dict, path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: no paths, texts and instances of one length ({error})") from None
 
 
-def _read_table(path: Path, columns: list[str], dtype: str) -> pd.DataFrame:
-    """Columns of a table written by create_features, texts as they stand ("NA" is a text).
+def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Columns of a table written by create_features, texts as they stand ("NA", 007, True).
 
-    All columns are read, for of a row that has more pandas says nothing where some are left out;
-    the others as single bytes, which costs next to nothing.
+    Read as categories, pandas would make numbers of labels that are all digits. All columns are
+    read, for of a row that has more pandas says nothing where some are left out; the others as
+    single bytes, which costs next to nothing.
     """
-    types = {name: dtype if name in columns else "S1" for name in LABELS}
+    types = {name: "str" if name in columns else "S1" for name in LABELS}
     try:
         table = pd.read_csv(path, dtype=types, keep_default_na=False, encoding="utf-8")
     except OSError as error:

@@ -48,7 +48,7 @@ def task_of_labels(
     positives = RowSets.grouped(np.where(is_asked, place, -1), len(asked))
     related = RowSets.grouped(np.where(is_asked, row_instance, -1), len(instances.categories))
     sets = RowSets.joined([pools, positives, related])
-    has_positives = positives.sizes(number) > 0
+    has_positives = (positives.sizes(number) > 0) & (text >= 0)
     strings = {column: queries[column].tolist() for column in queries}
     return Task(
         name=name,

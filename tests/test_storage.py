@@ -125,6 +125,21 @@ def test_paths_in_any_alphabet(tmp_path):
     assert list(named.task.gallery.path) == ["画像/ü " + path for path in paths]
 
 
+@pytest.mark.parametrize("labels", [("007", "7"), ("True", "1"), ("NA", "nan"), ("1e3", "1000")])
+def test_labels_are_texts_whatever_they_look_like(tmp_path, labels):
+    folder = write_native_world(tmp_path) / "features/clip_features/icir"
+    for split in ("query", "database"):
+        table = pd.read_csv(folder / f"{split}.csv", dtype=str, keep_default_na=False)
+        known = sorted(set(table["instance"]))
+        table["instance"] = [labels[known.index(name) % 2] for name in table["instance"]]
+        table["text"] = [f"{len(text)}" for text in table["text"]]
+        table.to_csv(folder / f"{split}.csv", index=False)
+    task = load_features(tmp_path / "features", "clip", "icir").task
+    assert set(task.queries.tags["instance"]) == set(labels)
+    assert (task.views["all"].positives >= 0).all()
+    assert len(set(task.pool)) == 2
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_mapped_rows_are_the_files_rows(tmp_path, dtype):
     rows = np.random.default_rng(0).normal(size=(5000, 7)).astype(dtype)
