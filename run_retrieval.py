@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,7 @@ from utils import (
 )
 from utils_backbones import DEFAULT_BACKBONE, Places
 from utils_plans import Output, Plan, make_plan
-from utils_runs import Run, Setting
+from utils_runs import Protocol, Run, Setting
 from utils_startup import quick_exit, quick_imports
 
 if TYPE_CHECKING:
@@ -83,6 +85,28 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         action=argparse.BooleanOptionalAction,
         default=False,
         help="start from the published settings of the method; flags given win (default: off)",
+    )
+    add_flag(
+        group,
+        "gallery",
+        choices=("instance", "all"),
+        default="instance",
+        help="rank a query against its own gallery (of i-CIR: its instance's rows) or against all "
+        "rows (default: instance)",
+    )
+    add_flag(
+        group,
+        "exclude_query_image",
+        action="store_true",
+        help="leave the gallery rows that show a query's own image out of its ranking",
+    )
+    add_flag(
+        group,
+        "metrics",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="further columns: AP-S, AP-T, mAP@K, Hit@K, Recall@K, P@K",
     )
     add_flag(group, "gpu", type=int, default=0, help="CUDA device, -1 for the CPU (default: 0)")
 
@@ -175,7 +199,7 @@ def main(argv: list[str]) -> None:
     page = _page(places, args.dataset, args.top_k) if args.report else None
     with plan.painter() as painter:
         output = Output(args.ties, args.top_k, page, painter)
-        run_plan(plan, places, args.dataset, args.gpu, output)
+        run_plan(plan, places, args.dataset, args.gpu, protocol_of(args), output)
 
 
 def _check_alone(argv: list[str]) -> None:
@@ -190,12 +214,13 @@ def plan_of(args: argparse.Namespace) -> Plan:
     """What the flags ask for. Raises UserError for flags that contradict each other."""
     _check_combination(args)
     name, synthetic = dataset_name(args.dataset), args.path_to_synthetic_data
+    ties = (f"ties_{args.ties}",) if args.ties not in (None, "row") else ()
     setting = Setting(
         given={name: getattr(args, name) for name in list_flags() if hasattr(args, name)},
         use_preset=args.use_preset,
         dataset=name,
         backbone=args.backbone,
-        words=(f"ties_{args.ties}",) if args.ties not in (None, "row") else (),
+        words=(*protocol_of(args).words, *ties),
         synthetic=_unusual(synthetic),
     )
     plan = make_plan(args.method, setting, args.results_dir / name, args.sweep, args.ablation)
@@ -206,6 +231,11 @@ def plan_of(args: argparse.Namespace) -> Plan:
             "add it, or leave --path_to_synthetic_data"
         )
     return plan
+
+
+def protocol_of(args: argparse.Namespace) -> Protocol:
+    """What the flags change of the data set's own protocol."""
+    return Protocol(args.gallery == "all", args.exclude_query_image, tuple(args.metrics))
 
 
 def _unusual(synthetic: Path | None) -> str:
@@ -245,7 +275,9 @@ def dataset_name(dataset: str) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def run_plan(plan: Plan, places: Places, dataset: str, gpu: int, output: Output) -> None:
+def run_plan(
+    plan: Plan, places: Places, dataset: str, gpu: int, protocol: Protocol, output: Output
+) -> None:
     """Load what the plan's runs need, evaluate them in one pass, print and write their tables.
 
     dataset: its name or folder, as given. gpu: CUDA device, -1 for the CPU.
@@ -266,9 +298,16 @@ def run_plan(plan: Plan, places: Places, dataset: str, gpu: int, output: Output)
 
             from utils_assets import load_assets
             from utils_evaluation import evaluate
+            from utils_protocol import (
+                apply_protocol,
+                describe_left_out,
+                describe_unranked,
+                left_out,
+            )
 
     features = loading.result() if loading else load_features(*place)
     check_folder(dataset, features)
+    features = replace(features, task=apply_protocol(features.task, protocol))
     plan = plan.keep(lambda run: missing_input(features, run))
     device = select_device(gpu)
     distinct = list(dict.fromkeys(plan.runs))
@@ -295,10 +334,15 @@ def run_plan(plan: Plan, places: Places, dataset: str, gpu: int, output: Output)
     facts = {
         "dataset": features.dataset,
         "ties": ties,
+        "gallery": "all" if protocol.whole_gallery else "",
+        "left_out": left_out(features.manifest),
+        "notes": "; ".join(features.task.notes),
         "features": manifest_hash(features),
         "version": code_version() or "unknown",
     }
     plan.write([found[run] for run in plan.runs], facts, output)
+    for line in (*describe_unranked(features.task), *describe_left_out(features.manifest)):
+        print(line, file=sys.stderr)
 
 
 def check_folder(dataset: str, features: Features) -> None:

@@ -26,6 +26,25 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """What a command changes of a task's own protocol.
+
+    whole_gallery: every query searches all rows, not those of its own gallery. exclude_query_image:
+    gallery rows that show a query's own image are not ranked for it. metrics: further measures.
+    """
+
+    whole_gallery: bool = False
+    exclude_query_image: bool = False
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What the names of results say of it."""
+        named = {"gallery_all": self.whole_gallery, "no_query_image": self.exclude_query_image}
+        return tuple(word for word, is_on in named.items() if is_on)
+
+
+@dataclass(frozen=True)
 class Setting:
     """What the command line says of runs, beside the method: given holds its parameters by name.
 

@@ -15,6 +15,12 @@ from utils import UserError, locked, write_csv
 from utils_evaluation import Evaluation
 from utils_task import Task
 
+OPTIONAL = (
+    "gallery",
+    "left_out",
+    "notes",
+)  # facts that have a column only where they say something
+
 
 def result_row(evaluation: Evaluation, facts: dict[str, str]) -> dict[str, str]:
     """One run as a row of mAP_table.csv, every value as it is printed (columns in percent).
@@ -22,7 +28,7 @@ def result_row(evaluation: Evaluation, facts: dict[str, str]) -> dict[str, str]:
     facts: dataset, ties, features (hash of the manifest), version and other constants of the run;
     they follow the method's own parameters.
     """
-    return {
+    row = {
         "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "dataset": facts["dataset"],
         "backbone": evaluation.backbone,
@@ -36,6 +42,7 @@ def result_row(evaluation: Evaluation, facts: dict[str, str]) -> dict[str, str]:
         **evaluation.config,
         **{name: value for name, value in facts.items() if name != "dataset"},
     }
+    return {name: value for name, value in row.items() if value or name not in OPTIONAL}
 
 
 def group_counts(task: Task) -> dict[str, str]:
@@ -84,7 +91,7 @@ def _per_query(evaluation: Evaluation) -> tuple[list[str], Iterable[list]]:
 
 def measure_header(task: Task, measure: str, view: str) -> str:
     """A measure's column in APs.csv: AP for AP-T and AP-S, the view named unless it is the main."""
-    name = measure.replace("AP-T", "AP").replace("AP-S", "AP")
+    name = measure.replace("AP-T", "AP").replace("AP-S@", "AP@")
     return name if view == task.main_view else f"{name} ({view})"
 
 

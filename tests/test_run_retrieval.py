@@ -554,3 +554,78 @@ def test_runs_at_once_lose_no_row(tmp_path, world):
         list(pool.map(write, range(40)))
     rows = read_results(tmp_path / "mAP_table.csv")
     assert sorted(int(row["number"]) for row in rows) == list(range(40))
+
+
+# --- protocols ---------------------------------------------------------------------------------
+
+
+def test_rows_of_no_querys_gallery_are_counted_and_can_be_ranked(world, tmp_path):
+    folder = copy_world(world, tmp_path / "copy")
+    table = folder / "features/clip_features/icir/query.csv"
+    rows = read(table)
+    lost = sum(r["instance"] == "stone_lion" for r in read(table.with_name("database.csv")))
+    kept = [number for number, row in enumerate(rows) if row["instance"] != "stone_lion"]
+    with open(table, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows[number] for number in kept)
+    for path in table.parent.glob("query_*.npy"):
+        np.save(path, np.load(path)[kept])
+    done = run(folder, "--method", "text")
+    message = f"warning: {lost} of {len(read(table.with_name('database.csv')))} gallery rows are in"
+    assert message in done.stderr
+    done = run(folder, "--method", "text", "--gallery", "all")
+    assert "gallery rows are in" not in done.stderr
+    results = folder / "results" / "icir"
+    own, whole = (
+        read(results / name / "mAP_table.csv")[-1] for name in ("text", "text_gallery_all")
+    )
+    assert whole["gallery"] == "all"
+    assert "every query is ranked against the whole gallery" in whole["notes"]
+    assert float(whole["mAP"]) < float(own["mAP"])
+
+
+def test_query_images_in_the_gallery_can_be_left_out(world, tmp_path):
+    folder = copy_world(world, tmp_path / "copy")
+    done = run(folder, "--method", "image", "--exclude_query_image")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no query image is a gallery row" in done.stderr
+    data = folder / "features/clip_features/icir"
+    queries, rows = read(data / "query.csv"), read(data / "database.csv")
+    features, vectors = np.load(data / "database_image.npy"), np.load(data / "query_image.npy")
+    row = next(i for i, r in enumerate(rows) if r["instance"] == queries[0]["instance"])
+    rows[row]["image_path"], rows[row]["text"] = queries[0]["image_path"], "as no query asks"
+    features[row] = vectors[0]
+    np.save(data / "database_image.npy", features)
+    with open(data / "database.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    succeed(folder, "--method", "image", "--top_k", "1")
+    flags = ("--exclude_query_image", "--metrics", "Hit@1", "mAP@5", "AP-S")
+    succeed(folder, "--method", "image", "--top_k", "1", *flags)
+    results = folder / "results" / "icir"
+    with_it = read(results / "image" / "top1.csv")[0]
+    without = read(results / "image_no_query_image" / "top1.csv")[0]
+    assert with_it["path_1"] == queries[0]["image_path"] != without["path_1"]
+    (table,) = read(results / "image_no_query_image" / "mAP_table.csv")
+    assert "left out of the rankings of" in table["notes"]
+    assert {"Hit@1", "mAP@5", "AP-S"} <= table.keys()
+    assert {"AP", "Hit@1", "AP@5", "AP-S"} <= read(results / "image_no_query_image" / "APs.csv")[
+        0
+    ].keys()
+
+
+def test_what_extraction_left_out_stays_visible(world, tmp_path):
+    folder = copy_world(world, tmp_path / "copy")
+    path = folder / "features/clip_features/icir/manifest.json"
+    manifest = json.loads(path.read_text())
+    rows = len(read(path.with_name("database.csv")))
+    manifest["counts"] = {"query": 70, "database": rows}
+    manifest["skipped"] = [{"split": "database", "image_path": "a.jpg", "cause": "it is cut"}] * 2
+    path.write_text(json.dumps(manifest))
+    done = run(folder, "--method", "image")
+    words = f"2 of {rows + 2} database rows"
+    assert f"warning: extraction left out {words}, the first 'a.jpg' (it is cut)" in done.stderr
+    row = read(folder / "results" / "icir" / "image" / "mAP_table.csv")[-1]
+    assert row["left_out"] == words

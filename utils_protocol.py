@@ -1,0 +1,143 @@
+"""What a command may change of a task's protocol, and what of it may surprise: said with counts.
+
+Another gallery, the query's own image left out, further measures; rows that no query ranks, images
+that extraction left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from utils import UserError
+from utils_metrics import parse_measure
+from utils_runs import Protocol
+from utils_task import NO_SET, Column, RowSets, SetBuilder, Task, View, whole_gallery
+
+# Names of measures that people use, and the measure that each is.
+MEANT = {"mAP": "AP-S"}
+
+
+def apply_protocol(task: Task, protocol: Protocol) -> Task:
+    """The task under a command's protocol. Raises UserError where a part of it changes nothing."""
+    if protocol.whole_gallery:
+        task = search_everything(task)
+    if protocol.exclude_query_image:
+        task = exclude_query_images(task)
+    return add_measures(task, protocol.metrics) if protocol.metrics else task
+
+
+def search_everything(task: Task) -> Task:
+    """Every query searches the whole gallery."""
+    if (task.pool == NO_SET).all():
+        raise UserError("--gallery all has no effect: every query searches the whole gallery")
+    note = "every query is ranked against the whole gallery (--gallery all)"
+    return replace(task, pool=whole_gallery(len(task.queries)), notes=(*task.notes, note))
+
+
+def exclude_query_images(task: Task) -> Task:
+    """The gallery rows that show a query's own image are left out of its ranking.
+
+    Raises UserError if there is none.
+    """
+    own = query_image_rows(task)
+    touched = [query for query, rows in enumerate(own) if len(rows)]
+    if not touched:
+        raise UserError("--exclude_query_image has no effect: no query image is a gallery row")
+    builder, first = SetBuilder(), len(task.sets)
+
+    def numbered(rows: np.ndarray) -> int:
+        number = builder(rows)
+        return number if number == NO_SET else first + number
+
+    views = {}
+    for name, view in task.views.items():
+        excluded = whole_gallery(len(own)) if view.excluded is None else view.excluded.copy()
+        positives = None if view.positives is None else view.positives.copy()
+        for query in touched:
+            union = np.union1d(task.rows_of(view.excluded, query), own[query])
+            excluded[query] = numbered(union)
+            if positives is not None:
+                rest = np.setdiff1d(task.rows_of(positives, query), own[query])
+                positives[query] = numbered(rest)
+        views[name] = View(positives, excluded, view.candidates)
+    note = f"the query's own image is left out of the rankings of {len(touched)} queries"
+    sets = RowSets.joined([task.sets, builder.done()])
+    return replace(task, sets=sets, views=views, notes=(*task.notes, note))
+
+
+def query_image_rows(task: Task) -> list[np.ndarray]:
+    """For each query the gallery rows that show one of its images, int64, increasing."""
+    wanted = {path for images in task.queries.images for path in images}
+    rows: dict[str, list[int]] = {}
+    for row, path in enumerate(task.gallery.path):
+        if path in wanted:
+            rows.setdefault(path, []).append(row)
+    found = ([row for path in set(i) for row in rows.get(path, ())] for i in task.queries.images)
+    return [np.array(sorted(own), np.int64) for own in found]
+
+
+def add_measures(task: Task, names: Sequence[str]) -> Task:
+    """The task with a column for each further measure, in its main view.
+
+    names: as utils_metrics has them; mAP and mAP@k stand for AP-S. Raises UserError for an unknown
+    one, and for a column that is there already.
+    """
+    columns = list(task.columns)
+    for name in names:
+        kind, at, cut = name.partition("@")
+        measure = MEANT.get(kind, kind) + at + cut
+        parse_measure(measure)
+        if name in (column.name for column in columns):
+            raise UserError(f"--metrics {name}: the table has that column already; leave it")
+        columns.append(Column(name, measure, task.main_view))
+    return replace(task, columns=tuple(columns))
+
+
+# ---------------------------------------------------------------------------------------------
+# What may surprise
+# ---------------------------------------------------------------------------------------------
+
+
+def describe_unranked(task: Task) -> list[str]:
+    """The line on gallery rows that no query ranks, if there are any."""
+    if (task.pool == NO_SET).any():
+        return []
+    ranked = np.zeros(len(task.gallery), bool)
+    for pool in np.unique(task.pool):
+        ranked[task.sets[pool]] = True
+    lost = np.flatnonzero(~ranked)
+    if not len(lost):
+        return []
+    return [
+        f"warning: {len(lost)} of {len(task.gallery)} gallery rows are in no query's gallery and "
+        f"never ranked, the first {task.gallery.path[int(lost[0])]!r} (row {lost[0] + 1}); "
+        "--gallery all ranks every query against all rows"
+    ]
+
+
+def left_out(manifest: dict[str, Any] | None) -> str:
+    """How many rows extraction skipped, of how many: "2 of 40 query rows"; "" for none."""
+    skipped = (manifest or {}).get("skipped") or []
+    counts = (manifest or {}).get("counts") or {}
+    parts = []
+    for split, kept in counts.items():
+        lost = sum(1 for entry in skipped if entry.get("split") == split)
+        if lost:
+            parts.append(f"{lost} of {lost + kept} {split} rows")
+    return ", ".join(parts)
+
+
+def describe_left_out(manifest: dict[str, Any] | None) -> list[str]:
+    """The line on images that extraction could not read, if there are any."""
+    words = left_out(manifest)
+    if not words:
+        return []
+    first = manifest["skipped"][0]
+    return [
+        f"warning: extraction left out {words}, the first {first.get('image_path')!r} "
+        f"({first.get('cause')}); the figures are of the rest"
+    ]
