@@ -150,7 +150,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_how(group: argparse._ArgumentGroup) -> None:
-    cores = _count_cores()
     for name, text in {
         "batch": "images or texts encoded at once (default: 512)",
         "part_rows": "images or texts between two savings of progress; of shards, it is a batch "
@@ -163,7 +162,7 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
         "workers",
         type=not_negative,
         metavar="N",
-        help=f"processes that read and decode images (default: the cores there are, {cores})",
+        help="processes that read and decode images (default: as many as there are cores)",
     )
     add_flag(group, "precision", choices=tuple(PRECISIONS), help="arithmetic (default: fp32)")
     add_flag(

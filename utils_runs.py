@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -106,7 +106,8 @@ def _is_idle(flag: Flag, parameters: Any) -> bool:
     return bool(flag.only_with) and not any(getattr(parameters, s) for s in flag.only_with)
 
 
-def _check_limits(name: str, flag: Flag, value: Any) -> None:
+def limits_of(flag: Flag) -> list[tuple[Callable[[Any], bool], str]]:
+    """What a parameter's value has to be: tests, each with its words."""
     limits = []
     if flag.allowed:
         limits.append(flag.allowed)
@@ -117,7 +118,11 @@ def _check_limits(name: str, flag: Flag, value: Any) -> None:
         limits.append((lambda value: value >= flag.low, f"at least {flag.low:g}"))
     elif flag.high is not None:
         limits.append((lambda value: value <= flag.high, f"at most {flag.high:g}"))
-    for holds, words in limits:
+    return limits
+
+
+def _check_limits(name: str, flag: Flag, value: Any) -> None:
+    for holds, words in limits_of(flag):
         if not holds(value):
             raise UserError(f"--{name} {value:g}: it has to be {words}")
 

@@ -802,11 +802,8 @@ repository, the lists those of commit {domain_lists.COMMIT[:12]} of {domain_list
 """
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The command line; flags are accepted with dashes too.
-
-    Raises UserError for a flag that would do nothing.
-    """
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; flags are accepted with dashes too."""
     parser = Parser(
         prog="download.py",
         description="Download the data set and the assets of the published numbers, verified.",
@@ -819,18 +816,33 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="what to download (all: the first four)",
     )
     flag = partial(add_flag, parser)
-    flag("data_dir", type=Path, default=Path("data"), help="folder of data sets (data)")
-    flag("source", choices=tuple(ICIR_FILES), help="i-CIR from the Hub or as an archive (hf)")
-    flag("revision", help="branch, tag or commit of the data set on the Hub (main)")
-    flag("synthetic_dir", type=Path, help="folder of synthetic features (synthetic_data)")
-    flag("corpora_dir", type=Path, help="folder of the corpora (corpora/reference)")
-    flag("archive_url", help=f"i-CIR's archive ({ARCHIVE_URL})")
-    flag("assets_url", help=f"what the paths of the other files are appended to ({ASSETS_URL})")
-    flag("listing_url", help=f"listing of the lists' repository ({domain_lists.LISTING_URL})")
-    flag("files_url", help=f"what the lists' paths are appended to ({domain_lists.FILES_URL})")
+    flag("data_dir", type=Path, default=Path("data"), help="folder of data sets (default: data)")
+    flag(
+        "source",
+        choices=tuple(ICIR_FILES),
+        help="i-CIR from the Hub or as an archive (default: hf)",
+    )
+    flag("revision", help="branch, tag or commit of the data set on the Hub (default: main)")
+    for name, text, default in (
+        ("synthetic_dir", "folder of synthetic features", "synthetic_data"),
+        ("corpora_dir", "folder of the corpora", CORPORA_DIR),
+    ):
+        flag(name, type=Path, help=f"{text} (default: {default})")
+    for name, text, default in (
+        ("archive_url", "i-CIR's archive", f"$ICIR_ARCHIVE_URL, {ARCHIVE_URL}"),
+        ("assets_url", "what the other files' paths follow", f"$ICIR_ASSETS_URL, {ASSETS_URL}"),
+        ("listing_url", "listing of the lists' repository", domain_lists.LISTING_URL),
+        ("files_url", "what the lists' paths are appended to", domain_lists.FILES_URL),
+    ):
+        flag(name, help=f"{text} (default: {default})")
     flag("keep_archive", action="store_true", help="keep the archive once it is extracted")
     flag("overwrite", action="store_true", help="replace files that are there but wrong")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The command line. Raises UserError for a flag that would do nothing."""
+    args = build_parser().parse_args(argv)
     args.targets = TARGETS if args.target == "all" else (args.target,)
     _refuse_idle_flags(args)
     return args
