@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, product, repeat, takewhile
 from typing import TYPE_CHECKING
@@ -31,19 +32,104 @@ EPSILON = 1e-5  # in the divisors of FREEDOM's and i-CIR's code: a perfect ranki
 
 # (positive, database row) pairs compared in one step: fits a core's cache; fills a GPU
 PAIRS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
+# Positives of a query from which its rows are sorted (N log n) instead of compared with each (N n),
+# as tests/speed/bench_ranks.py shows; a GPU compares.
+SORTED_FROM = {"cpu": 32, "cuda": float("inf")}
+VALUES_COMPARED = 32  # at most, to find the columns that tie with positives; all are sorted beyond
 
 
 def positive_ranks(
     scores: Sequence[torch.Tensor], query: torch.Tensor, position: torch.Tensor, ties: str = "row"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """0-based ranks of the positives, by counting the rows that score higher. No row is sorted.
+    """0-based ranks of the positives: how many columns score higher, or as high and rank earlier.
 
-    scores: float32 (Q, N) of each of R runs, higher is better. query, position: int64 (P,), row and
-    column in each run's scores of every positive, sorted by query, then position. ties: equal
-    scores rank in column order ("row"), or with the positives before ("best") or after ("worst")
-    the negatives. Returns ranks int64 (R, P), and tied bool (R, P): the positive ties with a
-    negative.
+    scores: float32 (Q, N) of each of R runs, higher is better; -inf in columns that are not ranked,
+    never NaN. query, position: int64 (P,), row and column in each run's scores of every positive,
+    sorted by query, then position. ties: equal scores rank in column order ("row"), or with the
+    positives before ("best") or after ("worst") the negatives. Returns ranks int64 (R, P), and tied
+    bool (R, P): the positive ties with a negative.
     """
+    import torch
+
+    few = torch.bincount(query, minlength=len(scores[0])) < SORTED_FROM[query.device.type]
+    compared = few[query]
+    if compared.all():
+        return _compared_ranks(scores, query, position, ties)
+    ranks = query.new_empty(len(scores), len(query))
+    tied = torch.empty_like(ranks, dtype=torch.bool)
+    found = _sorted_ranks(scores, query[~compared], position[~compared], ties)
+    ranks[:, ~compared], tied[:, ~compared] = found
+    if compared.any():
+        own = (few.cumsum(0) - 1)[query[compared]]
+        found = _compared_ranks([each[few] for each in scores], own, position[compared], ties)
+        ranks[:, compared], tied[:, compared] = found
+    return ranks, tied
+
+
+def _sorted_ranks(
+    scores: Sequence[torch.Tensor], query: torch.Tensor, position: torch.Tensor, ties: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What positive_ranks returns, on a CPU, where numpy's sort is ten times as fast as torch's."""
+    import torch
+
+    numbers, counts = query.unique_consecutive(return_counts=True)
+    positions = np.split(position.numpy(), counts.cumsum(0)[:-1].numpy())
+    work = list(
+        product((own.numpy() for own in scores), zip(numbers.tolist(), positions, strict=True))
+    )
+
+    def rank(some: slice) -> list:
+        return [_rank_in_row(run[number], own, ties) for run, (number, own) in work[some]]
+
+    at_once = PAIRS_AT_ONCE["cpu"] // scores[0].shape[1]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        found = chain.from_iterable(pool.map(rank, _slices(0, len(work), at_once)))
+        ranks, tied = zip(*found, strict=True)
+    shape = len(scores), len(query)
+    return tuple(torch.from_numpy(np.concatenate(part)).view(shape) for part in (ranks, tied))
+
+
+def _rank_in_row(row: np.ndarray, position: np.ndarray, ties: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks and tied (n,) of one query's positives; row: its scores (N,); position: (n,), rising.
+
+    A column that scores less than every positive counts for none.
+    """
+    own = row[position]
+    lowest = own.min()
+    ranks, equal = _count_in(np.sort(row[row >= lowest]), own)
+    twins = _count_in(np.sort(own), own)[1]
+    tied = equal > twins
+    if ties == "worst":
+        ranks += equal - twins
+    if (equal == 1).all():
+        return ranks, tied
+    rivals = position
+    if ties == "row":
+        values = np.unique(own[equal > 1])
+        few = len(values) <= VALUES_COMPARED
+        rivals = np.flatnonzero(np.isin(row, values) if few else row >= lowest)
+    first = _order(own)  # of each score, where the key of column c is c lower
+    keys = np.sort(_order(row[rivals]) - rivals)
+    earlier = keys.searchsorted(first, "right") - keys.searchsorted(first - position, "right")
+    return ranks + earlier, tied
+
+
+def _count_in(ordered: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many of the rising `ordered` are above each value, and how many equal it: int64."""
+    end = ordered.searchsorted(values, "right")
+    return len(ordered) - end, end - ordered.searchsorted(values)
+
+
+def _order(values: np.ndarray) -> np.ndarray:
+    """Integers, 2**32 apart at least, in the order of the float32 values; -0.0 is 0.0."""
+    bits = (values + np.float32(0)).view(np.int32)
+    return (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64) << 32
+
+
+def _compared_ranks(
+    scores: Sequence[torch.Tensor], query: torch.Tensor, position: torch.Tensor, ties: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What positive_ranks returns, by comparing every positive with every column."""
     import torch
 
     columns = scores[0].shape[1]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import utils_metrics
-from utils import UserError, summarise
+from utils import TIE_RULES, UserError, summarise
 from utils_metrics import (
     MEASURES,
     breakdown,
@@ -37,10 +37,6 @@ def naive_ranking(scores: np.ndarray, positive: np.ndarray, ties: str) -> np.nda
     return np.array([rank for rank, row in enumerate(order) if positive[row]], dtype=np.int64)
 
 
-def naive_tied(scores: np.ndarray, positive: np.ndarray) -> bool:
-    return bool(set(scores[positive]) & set(scores[~positive]))
-
-
 def world(seed: int, queries: int = 12, rows: int = 40, levels: int = 6):
     """Scores of few levels (many ties); the first query has no positive, the second all."""
     generator = np.random.default_rng(seed)
@@ -57,27 +53,74 @@ def ranks_of(scores, positive, ties, device="cpu"):
     return query, ranks[0].cpu().numpy(), tied[0].cpu().numpy()
 
 
-@pytest.mark.parametrize("ties", ["row", "best", "worst"])
+@pytest.fixture(params=[1, 6, 1_000], ids=["sorted", "mixed", "compared"])
+def path(request, monkeypatch):
+    """Rank by sorting, by comparing, or by either in one call."""
+    monkeypatch.setattr("utils_metrics.SORTED_FROM", {"cpu": request.param})
+
+
+def check_ranks(scores, positive, ties):
+    query, ranks, tied = ranks_of(scores, positive, ties)
+    assert (ranks.dtype, tied.dtype) == (np.int64, bool)
+    for i, (row, mask) in enumerate(zip(scores, positive, strict=True)):
+        assert sorted(ranks[query == i]) == naive_ranking(row, mask, ties).tolist()
+        shared = set(row[mask]) & set(row[~mask])
+        assert tied[query == i].tolist() == [value in shared for value in row[mask]]
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("ties", TIE_RULES)
 @pytest.mark.parametrize("levels", [1, 2, 6, 10_000])
 @pytest.mark.parametrize("seed", range(3))
 def test_ranks_equal_the_looped_definition(seed, levels, ties):
-    scores, positive = world(seed, levels=levels)
-    query, ranks, tied = ranks_of(scores, positive, ties)
-    for i, (row, mask) in enumerate(zip(scores, positive, strict=True)):
-        expected = naive_ranking(row, mask, ties)
-        assert sorted(ranks[query == i]) == expected.tolist()
-        assert tied[query == i].any() == naive_tied(row, mask)
+    check_ranks(*world(seed, levels=levels), ties)
 
 
+@pytest.mark.usefixtures("path", "four_threads")
+@pytest.mark.parametrize("ties", TIE_RULES)
+@pytest.mark.parametrize("seed", range(40))
+def test_ranks_of_random_shapes(seed, ties):
+    """Any numbers of rows, of positives, of distinct scores, below and above 0, masked columns."""
+    generator = np.random.default_rng(seed)
+    queries, rows = generator.integers(1, 9), generator.integers(1, 300)
+    levels = generator.choice([1, 3, 30, 300])
+    scores = (generator.integers(-levels, levels + 1, (queries, rows)) / 7).astype(np.float32)
+    positive = generator.random((queries, rows)) < generator.choice([0.02, 0.3, 0.9])
+    scores[~positive & (generator.random((queries, rows)) < generator.choice([0, 0.3]))] = -np.inf
+    check_ranks(scores, positive, ties)
+
+
+@pytest.mark.usefixtures("path")
 def test_ranks_in_row_order_belong_to_their_own_rows():
-    scores, positive = world(seed=5, levels=3)
-    query, ranks, _ = ranks_of(scores, positive, "row")
-    order = np.argsort(-scores, axis=1, kind="stable")
-    position = np.nonzero(positive)[1]
-    assert (order[query, ranks] == position).all()
+    for levels in (1, 3, 40, 10_000):  # 40: more tied values than are compared one by one
+        scores, positive = world(seed=5, rows=400, levels=levels)
+        query, ranks, _ = ranks_of(scores, positive, "row")
+        order = np.argsort(-scores, axis=1, kind="stable")
+        position = np.nonzero(positive)[1]
+        assert (order[query, ranks] == position).all()
 
 
-@pytest.mark.parametrize("ties", ["row", "best", "worst"])
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize(("ties", "expected"), [("row", 1), ("best", 0), ("worst", 2)])
+def test_zero_and_minus_zero_tie(ties, expected):
+    scores = np.array([[0.0, -0.0, 0.0, -1.0]], dtype=np.float32)
+    _, ranks, tied = ranks_of(scores, np.array([[False, True, False, False]]), ties)
+    assert (ranks.tolist(), tied.tolist()) == ([expected], [True])
+
+
+@pytest.mark.usefixtures("path")
+def test_columns_at_minus_infinity_are_as_if_absent():
+    scores, positive = world(seed=9, rows=60, levels=5)
+    masked = ~positive & (np.random.default_rng(9).random(scores.shape) < 0.5)
+    query, ranks, tied = ranks_of(np.where(masked, -np.inf, scores), positive, "row")
+    for i, kept in enumerate(~masked):
+        _, own, own_tied = ranks_of(scores[i : i + 1, kept], positive[i : i + 1, kept], "row")
+        assert ranks[query == i].tolist() == own.tolist()
+        assert tied[query == i].tolist() == own_tied.tolist()
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("ties", TIE_RULES)
 @pytest.mark.parametrize("pairs_at_once", [1, 100, 1_000, 10_000])
 def test_several_runs_in_any_chunks_rank_as_each_alone(monkeypatch, pairs_at_once, ties):
     scores, positive = world(seed=7)
@@ -89,6 +132,13 @@ def test_several_runs_in_any_chunks_rank_as_each_alone(monkeypatch, pairs_at_onc
     for number, (_, own_ranks, own_tied) in enumerate(alone):
         assert ranks[number].tolist() == own_ranks.tolist()
         assert tied[number].tolist() == own_tied.tolist()
+
+
+@pytest.mark.usefixtures("path")
+def test_queries_without_any_positive_have_no_ranks():
+    none = torch.empty(0, dtype=torch.int64)
+    ranks, tied = positive_ranks([torch.rand(3, 5)] * 2, none, none)
+    assert ranks.shape == tied.shape == (2, 0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

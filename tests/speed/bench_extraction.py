@@ -1,6 +1,6 @@
 """Extraction against a plain loop, its peak memory, and its precisions on a GPU. Run by hand:
 
-    python3 tests/benchmarks/bench_extraction.py [--images 2000] [--model ViT-B-32] [--runs 3]
+    python3 tests/speed/bench_extraction.py [--images 2000] [--model ViT-B-32] [--runs 3]
 
 The plain loop is what a first implementation does: a DataLoader of 8 workers on folders and of 1
 on shards, float32 pixels from the workers, everything kept in memory until one file at the end.

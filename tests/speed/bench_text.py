@@ -6,8 +6,8 @@ random weights (speed does not depend on them), phrases of corpora/generic_style
 texts, each recurring as often as i-CIR's do, and 100 rows of
 corpora/generic_subjects.csv as words. Both sides run in turns, and the medians are compared.
 
-    python3 tests/benchmarks/bench_text.py
-    python3 tests/benchmarks/bench_text.py --model ViT-L-14 --gpu 0 --queries 200
+    python3 tests/speed/bench_text.py
+    python3 tests/speed/bench_text.py --model ViT-L-14 --gpu 0 --queries 200
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Run by hand, with nothing else on the machine; everything is made, measured and removed in one call
 (about 14 GB of disk, 6 GB of memory, half an hour on two cores):
 
-    python3 tests/benchmarks/bench_retrieval.py --output results/bench.md results/bench.csv
-    python3 tests/benchmarks/bench_retrieval.py --quick      # a small world: does it all run?
+    python3 tests/speed/bench_retrieval.py --output results/bench.md results/bench.csv
+    python3 tests/speed/bench_retrieval.py --quick      # a small world: does it all run?
 
 Whole processes are measured, features on disk (in the page cache) to tables on disk, and figures
 are medians. The retrieval part is the `seconds` column of mAP_table.csv: from tables and assets in

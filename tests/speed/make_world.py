@@ -6,7 +6,7 @@ composed hard negatives, so that no method ranks perfectly or at random. Rows ar
 are made, in native format, in the reference's pickles, or both; no more than a block of features
 is held in memory.
 
-    python3 tests/benchmarks/make_world.py FOLDER --format both
+    python3 tests/speed/make_world.py FOLDER --format both
     cd FOLDER && python3 /path/to/run_retrieval.py --method basic --use_preset --gpu -1
 """
 

@@ -6,7 +6,7 @@ rows of the database, and looks for the positives pair by pair. Features are in 
 pickles and are held in memory. It shares no code with the toolkit, so that its figures are a check
 on the toolkit's as well.
 
-    cd WORLD && python3 /path/to/tests/benchmarks/baseline.py --output results_baseline
+    cd WORLD && python3 /path/to/tests/speed/baseline.py --output results_baseline
 """
 
 from __future__ import annotations
