@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import UserError, atomic_path, read_json, write_json
+from utils import UserError, atomic_path, read_json, sha256_file, write_json
 
 NO_SET = -1  # as a pool: the whole gallery; as positives, excluded or related: none
 FORMAT = 1  # of task.json and task.npz
@@ -412,26 +412,34 @@ def save_task(task: Task, folder: Path) -> None:
         "notes": list(task.notes),
         "prompts": task.prompts,
     }
-    with atomic_path(folder / "task.npz") as path, open(path, "wb") as file:
-        np.savez(file, **arrays)
+    with atomic_path(folder / "task.npz") as path:
+        with open(path, "wb") as file:
+            np.savez(file, **arrays)
+        words["numbers"] = sha256_file(path)
     write_json(folder / "task.json", words)
 
 
 def load_task(folder: Path) -> Task:
     """Read what save_task wrote.
 
-    Raises UserError if the files are absent, damaged, or of another version of the format.
+    Raises UserError if the files are absent, damaged, of two tasks, or of another version of the
+    format.
     """
     words = read_json(folder / "task.json")
     if words.get("format") != FORMAT:
         raise UserError(f"{folder / 'task.json'} is of another version; extract the features again")
     try:
+        if sha256_file(folder / "task.npz") != words["numbers"]:
+            raise ValueError("task.npz is damaged or of another task")
         with np.load(folder / "task.npz", allow_pickle=False) as arrays:
             return _build_task(words, dict(arrays))
     except FileNotFoundError:
-        raise UserError(f"{folder / 'task.npz'} does not exist; extract it again") from None
+        raise UserError(
+            f"{folder / 'task.npz'} does not exist; extract the features again"
+        ) from None
     except Exception as error:  # zip, header, missing keys: a damaged pair
-        raise UserError(f"{folder}: task.json and task.npz do not fit ({error})") from None
+        problem = f"{folder}: task.json and task.npz do not fit ({error})"
+        raise UserError(f"{problem}; extract the features again") from None
 
 
 def _build_task(words: dict, arrays: dict[str, np.ndarray]) -> Task:
