@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TINY   := --dataset tiny --backbone tiny
 
-.PHONY: install test lint demo clean
+.PHONY: install test lint docs demo clean
 
 install: $(VENV)/installed
 
@@ -18,6 +18,10 @@ test: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The tables of README.md and docs/ that the code knows.
+docs: install
+	$(BIN)/python docs/flags.py
 
 # The whole toolkit on the tiny world: data set, its contact sheet, features, five methods, report.
 demo: install
