@@ -23,7 +23,7 @@ lint: install
 docs: install
 	$(BIN)/python docs/flags.py
 
-# The whole toolkit on the tiny world: data set, its contact sheet, features, five methods, report.
+# The whole toolkit on the tiny world: data set, its contact sheet, features, all methods, report.
 demo: install
 	$(BIN)/python data/tiny/make_split.py
 	$(BIN)/python data/tiny/contact_sheet.py
