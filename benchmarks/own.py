@@ -100,7 +100,7 @@ def read(root: Path) -> Task:
         columns=settings.columns,
         related=some["related"],
         sources=_hash_files(root, settings, gallery),
-        notes=(*gallery.notes, *_count_odd(queries, gallery)),
+        notes=(*gallery.notes, *_count_odd(queries)),
     )
 
 
@@ -577,9 +577,8 @@ def _hash_files(root: Path, settings: Settings, gallery: Gallery) -> dict[str, s
 # What may not be meant, though it is allowed: what is said of the queries, and of which.
 ODD = {
     "without positives, which score 0": lambda q: not q.rows["positives"],
-    'whose own image is in the gallery as a negative (list it in "excluded" to leave it out)': (
-        lambda q: q.pool.within(q.own) - q.rows["positives"] - q.rows["excluded"]
-    ),
+    'whose own image is in the gallery as a negative, unless "excluded" or --exclude_query_image '
+    "leaves it out": (lambda q: q.pool.within(q.own) - q.rows["positives"] - q.rows["excluded"]),
     "whose own image is among their positives": lambda q: q.own & q.rows["positives"],
     'that exclude images which are not in their "gallery" anyway': (
         lambda q: q.rows["excluded"] - q.pool.within(q.rows["excluded"])
@@ -588,16 +587,10 @@ ODD = {
 }
 
 
-def _count_odd(queries: Sequence[Query], gallery: Gallery) -> Iterator[str]:
+def _count_odd(queries: Sequence[Query]) -> Iterator[str]:
     """A sentence, with a count and the first case, on each thing that may not be meant."""
     for what, test in ODD.items():
         found = [query for query in queries if test(query)]
         if found:
             first = f"the first {found[0].key!r} ({QUERIES}, {_line(found[0])})"
             yield f"queries {what}: {len(found):,} of {len(queries):,}, {first}"
-    if all(query.pool.number != NO_SET for query in queries):
-        pools = {query.pool.number: query.pool.rows for query in queries}
-        left = sorted(set(range(len(gallery.path))).difference(*pools.values()))
-        if left:
-            first = f"the first {gallery.path[left[0]]!r}"
-            yield f"images of the gallery that no query searches: {len(left):,}, {first}"

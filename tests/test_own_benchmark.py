@@ -190,8 +190,8 @@ def test_without_gallery_csv_every_image_below_is_the_gallery(tmp_path):
     assert gallery == "gallery: the 6 images below the folder, as there is no gallery.csv"
     assert left.endswith(": 6, the first '._a.jpg'")  # .cache, loop, results, scan.tiff, zweite
     assert own == (
-        'queries whose own image is in the gallery as a negative (list it in "excluded" to leave '
-        "it out): 2 of 2, the first '1' (queries.jsonl, line 1)"
+        'queries whose own image is in the gallery as a negative, unless "excluded" or '
+        "--exclude_query_image leaves it out: 2 of 2, the first '1' (queries.jsonl, line 1)"
     )
     before = task.sources
     draw(root, "new.jpg")
@@ -211,13 +211,12 @@ def test_what_is_allowed_and_may_not_be_meant_is_counted(tmp_path):
     assert task.notes == (
         "gallery.csv: lines that repeat an image, which counts once: 2, the first 'a.jpg', line 3",
         "queries without positives, which score 0: 1 of 4, the first '1' (queries.jsonl, line 1)",
-        'queries whose own image is in the gallery as a negative (list it in "excluded" to leave '
-        "it out): 1 of 4, the first '3' (queries.jsonl, line 3)",
+        'queries whose own image is in the gallery as a negative, unless "excluded" or '
+        "--exclude_query_image leaves it out: 1 of 4, the first '3' (queries.jsonl, line 3)",
         "queries whose own image is among their positives: 1 of 4, the first '2' (queries.jsonl, "
         "line 2)",
         'queries that exclude images which are not in their "gallery" anyway: 1 of 4, the first '
         "'4' (queries.jsonl, line 4)",
-        "images of the gallery that no query searches: 2, the first 'c.jpg'",
     )
     assert paths(task, task.views["all"].positives)[0] == set()
 
