@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK_BYTES = 1 << 20
+LOCK_POLL_SECONDS = 0.01  # between two tries to lock a folder
 
 
 # ---------------------------------------------------------------------------------------------
@@ -71,6 +72,15 @@ def add_flag(parser: argparse._ActionsContainer, name: str, **options) -> None:
     dashed = name.replace("_", "-")
     spellings = dict.fromkeys((f"--{name}", f"--{dashed}"))
     parser.add_argument(*spellings, dest=name, **options)
+
+
+def refuse_idle(idle: Iterable[str], where: str) -> None:
+    """Raise UserError for the first of these flags: they were given and would change nothing.
+
+    where: what makes them idle, "with --compare", "without --standardize_features: add it".
+    """
+    for name in idle:
+        raise UserError(f"--{name} has no effect {where}: leave it")
 
 
 def code_version() -> str | None:
@@ -125,19 +135,64 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def publishing(staging: Path, folder: Path, last: str) -> Iterator[Path]:
+    """Give an empty folder to write files to; they are moved to `folder` together, `last` last.
+
+    An earlier `last` goes before any other file changes, so it never stands for a mixture.
+    """
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    yield staging
+    names = sorted(os.listdir(staging), key=lambda name: (name == last, name))
+    for name in names:
+        with open(staging / name, "rb") as file:
+            os.fsync(file.fileno())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / last).unlink(missing_ok=True)
+    for name in names:
+        os.replace(staging / name, folder / name)
+    staging.rmdir()
+
+
+@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Wait until no other process holds this folder, which is made if need be, and hold it.
 
-    On a disk without locks nothing is held.
+    The system drops the lock of a process that dies. On a disk without locks nothing is held.
     """
+    from filelock import lock_descriptor
+
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock_descriptor(descriptor, poll_interval=LOCK_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file, whose folder is made if need be; no waiting.
+
+    The system drops the lock of a process that dies, and processes that were forked from it do not
+    keep it. On a disk without locks nothing is held.
+    Raises UserError, the folder and the refusal, if another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(path, timeout=0, fallback_to_soft=False))
+        except Timeout:
+            raise UserError(f"{path.parent}: {refusal}") from None
+        except PermissionError:  # the lock of another user
+            raise
+        except OSError:
+            pass
+        yield
 
 
 def last_part(path: str | Path) -> str:

@@ -10,17 +10,16 @@ ROOT is {data_dir}/NAME, or any folder of one's own.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
 import sys
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from utils import UserError, last_part, sha256_file
+from utils import UserError, last_part, read_csv, sha256_file
 
 SPLITS = ("query", "database")
 COLUMNS = ("image_path", "text", "instance")
@@ -110,8 +109,8 @@ def _advice(name: str) -> str:
 class Annotation:
     """The rows of one split in annotation order: image_paths[i], texts[i], instances[i] are row i.
 
-    path, sha256: the file they come from. A text may be empty in the database (a negative without
-    one); an image path may occur in several rows.
+    lines[i] is the line of the file at which row i begins, from 1; path, sha256: the file. A text
+    may be empty in the database (a negative without one); an image path may occur in several rows.
     """
 
     split: str
@@ -120,6 +119,12 @@ class Annotation:
     image_paths: list[str]
     texts: list[str]
     instances: list[str]
+    lines: list[int]
+
+    def select(self, rows: Sequence[int]) -> Annotation:
+        """Those rows, by number from 0."""
+        columns = ("image_paths", "texts", "instances", "lines")
+        return replace(self, **{c: [getattr(self, c)[row] for row in rows] for c in columns})
 
 
 def read_annotation(dataset: Dataset, split: str, source: str) -> Annotation:
@@ -129,11 +134,15 @@ def read_annotation(dataset: Dataset, split: str, source: str) -> Annotation:
     that is not image_path,text,instance.
     """
     path = _find_annotation(dataset, split, source)
-    rows = list(_read_rows(path, split))
+    lines, rows = [], []
+    for line, row in read_csv(path):
+        _check_row(row, f"{path}, row {line}", split)
+        lines.append(line)
+        rows.append(row)
     if not rows:
         raise UserError(f"{path} is empty: rows {','.join(COLUMNS)} are expected")
     image_paths, texts, instances = (list(column) for column in zip(*rows, strict=True))
-    return Annotation(split, path, sha256_file(path), image_paths, texts, instances)
+    return Annotation(split, path, sha256_file(path), image_paths, texts, instances, lines)
 
 
 def _find_annotation(dataset: Dataset, split: str, source: str) -> Path:
@@ -143,22 +152,6 @@ def _find_annotation(dataset: Dataset, split: str, source: str) -> Path:
             return place / f"{split}_files.csv"
     looked = " or ".join(str(place) for place in places)
     raise UserError(f"no {split}_files.csv in {looked}; {_advice(dataset.name)}")
-
-
-def _read_rows(path: Path, split: str) -> Iterator[list[str]]:
-    """Give the checked rows of an annotation file; blank lines are passed over."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        number = 0
-        try:
-            for number, row in enumerate(reader, 1):
-                if row:
-                    _check_row(row, f"{path}, row {number}", split)
-                    yield row
-        except csv.Error as error:
-            raise UserError(f"{path}, row {number + 1}: not CSV ({error})") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from None
 
 
 def _check_row(row: list[str], where: str, split: str) -> None:
@@ -229,6 +222,56 @@ def list_shards(dataset: Dataset, split: str) -> list[Path]:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(f"missing shards in {folder}: {names}{more}; {_advice(dataset.name)}")
     return [shards[number] for number in sorted(shards)]
+
+
+@dataclass(frozen=True)
+class SampleSpelling:
+    """What the image of a shard's sample, or of an annotated row, is known by.
+
+    That is the path without the leading folders of the data set, which either may have; but where
+    two annotated images differ in these folders alone, and the shards hold both, it is the
+    annotated path itself behind "./". rows, samples: those paths, and what they are known by.
+    """
+
+    dataset: Dataset
+    rows: Mapping[str, str]
+    samples: Mapping[str, str]
+
+    def of_row(self, image_path: str) -> str:
+        """What an annotated image is known by."""
+        return self._known(self.rows, image_path)
+
+    def of_sample(self, image_path: str) -> str:
+        """What the image of a sample is known by."""
+        return self._known(self.samples, image_path)
+
+    def _known(self, apart: Mapping[str, str], image_path: str) -> str:
+        known = apart.get(image_path.removeprefix("./"))
+        return known or relative_image_path(self.dataset, image_path)
+
+
+def spell_samples(
+    dataset: Dataset, image_paths: Iterable[str], shards: Sequence[Path]
+) -> SampleSpelling:
+    """How annotated paths and those in the shards are to be compared.
+
+    The shards are looked through only where annotated paths differ in leading folders alone.
+    """
+    alike: dict[str, set[str]] = {}
+    for path in image_paths:
+        alike.setdefault(relative_image_path(dataset, path), set()).add(path.removeprefix("./"))
+    groups = [paths for paths in alike.values() if len(paths) > 1]
+    spelling = SampleSpelling(dataset, {}, {})
+    if not groups:
+        return spelling
+    there = {path.removeprefix("./") for shard in shards for path, *_ in _read_places(shard)}
+    for paths in groups:
+        for lead in ("", f"{dataset.name}/", f"data/{dataset.name}/"):
+            if all(f"{lead}{path}" in there for path in paths):
+                spelling.rows.update((path, f"./{path}") for path in paths)
+                spelling.samples.update((f"{lead}{path}", f"./{path}") for path in paths)
+                break
+    return spelling
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ import pandas as pd
 from benchmarks.icir import task_of_labels
 from utils import UserError, read_json, sha256_file
 from utils_backbones import backbone_folder
+from utils_datasets import COLUMNS
 from utils_task import Task, load_task
 
-LABELS = ["image_path", "text", "instance"]
+LABELS = list(COLUMNS)
 UNREADABLE = "make it readable, or extract the features again"
 
 
@@ -357,7 +358,8 @@ def load_features(features_dir: str | Path, backbone: str, dataset: str) -> Feat
     elif is_native(features_dir, backbone, dataset):
         features = _load_labelled(folder, backbone, dataset)
     elif all(path.exists() for path in pickles):
-        return load_reference_features(features_dir, backbone, dataset)
+        reference = read_reference(features_dir, backbone, dataset)
+        return reference_features(reference, backbone, dataset)
     else:
         unfinished = folder.is_dir() and any(folder.iterdir())
         raise UserError(
@@ -369,32 +371,65 @@ def load_features(features_dir: str | Path, backbone: str, dataset: str) -> Feat
     return features
 
 
-def load_reference_features(features_dir: str | Path, backbone: str, dataset: str) -> Features:
-    """Read the reference's two pickles of a data set, also where native files lie beside them."""
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The reference's two pickles of a data set, by split "query" and "database".
+
+    tables: str columns image_path, text, instance; arrays: float32 (rows, D), by name and split.
+    """
+
+    paths: Mapping[str, Path]
+    tables: Mapping[str, pd.DataFrame]
+    arrays: Mapping[str, Mapping[str, np.ndarray]]
+
+
+REFERENCE_KEYS = {
+    "image": "image_feats",
+    "text": "text_feats",
+    "context_text": "context_text_feats",
+}
+
+
+def read_reference(features_dir: str | Path, backbone: str, dataset: str) -> Reference:
+    """Read the reference's two pickles, also where native files lie beside them."""
     folder = features_folder(features_dir, backbone, dataset)
-    paths = [folder / f"{split}_{dataset}_features.pkl" for split in ("query", "database")]
-    for path in paths:
+    paths = {split: folder / f"{split}_{dataset}_features.pkl" for split in ("query", "database")}
+    for path in paths.values():
         if not path.is_file():
             raise UserError(f"{path} does not exist")
-    query, database = map(load_pickle, paths)
-    table = _pickled_table(database, paths[1])
+    contents = {split: load_pickle(path) for split, path in paths.items()}
+    names = {"query": ["image", "text"], "database": ["image"]}
+    if contents["query"].get(REFERENCE_KEYS["context_text"]) is not None:
+        names["query"].append("context_text")
+    return Reference(
+        paths=paths,
+        tables={split: _pickled_table(contents[split], path) for split, path in paths.items()},
+        arrays={
+            split: {n: read_rows(contents[split], REFERENCE_KEYS[n], paths[split]) for n in own}
+            for split, own in names.items()
+        },
+    )
+
+
+def reference_features(reference: Reference, backbone: str, dataset: str) -> Features:
+    """The features that the reference's pickles hold.
+
+    Raises UserError if tables and arrays do not agree.
+    """
+    table = reference.tables["database"]
     labels = table[["text", "instance"]].astype("category")
-    rows = read_rows(database, "image_feats", paths[1])
-    names = {"image": "image_feats", "text": "text_feats", "context_text": "context_text_feats"}
-    queries = _pickled_table(query, paths[0])
+    files = {
+        split: {name: ArrayRows(reference.paths[split], rows) for name, rows in arrays.items()}
+        for split, arrays in reference.arrays.items()
+    }
+    paths, notes = table["image_path"].tolist(), table["text"].tolist()
     features = Features(
         backbone=backbone,
         dataset=dataset,
-        task=task_of_labels(
-            dataset, queries, labels, table["image_path"].tolist(), table["text"].tolist()
-        ),
-        query_files={
-            name: ArrayRows(paths[0], read_rows(query, key, paths[0]))
-            for name, key in names.items()
-            if name != "context_text" or query.get(key) is not None
-        },
-        database_files={"image": ArrayRows(paths[1], rows)},
-        source=paths[0],
+        task=task_of_labels(dataset, reference.tables["query"], labels, paths, notes),
+        query_files=files["query"],
+        database_files=files["database"],
+        source=reference.paths["query"],
         manifest=None,
     )
     _check_agreement(features)

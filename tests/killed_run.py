@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import create_features
-from utils import run_command
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
 
     if os.environ.get("RANK", "1") == "1":
         np.savez = save_or_die
-    run_command(create_features.main)
+    create_features.run()
 
 
 if __name__ == "__main__":

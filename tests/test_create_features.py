@@ -30,8 +30,8 @@ from extraction_world import (
 )
 
 import create_features
+from extraction.reference import native_path, reference_path
 from utils import UserError
-from utils_extraction import native_path, reference_path
 from utils_features import load_encoder
 from utils_storage import (
     load_features,

@@ -30,24 +30,13 @@ from extraction_world import (
 from PIL import Image
 
 import create_features
+from extraction.encoding import Settings
+from extraction.job import Job, run_job
+from extraction.parts import Part, Parts, cut_ranges, write_array
+from extraction.ranks import Beat, Ranks, Watch, find_ranks
+from extraction.reading import index_samples
+from extraction.stage import FileStage, Rows, Stage
 from utils import UserError
-from utils_extraction import (
-    Beat,
-    Job,
-    Part,
-    Parts,
-    Ranks,
-    Settings,
-    Stage,
-    Watch,
-    cut_ranges,
-    encode_files,
-    find_ranks,
-    index_samples,
-    run_job,
-    share_items,
-    write_array,
-)
 from utils_features import Preprocess, load_encoder
 
 SMALL_PARTS = ("--part_rows", "8")
@@ -133,7 +122,7 @@ def test_killed_while_putting_together(world, small_clip, uninterrupted, monkeyp
     flags = (*SMALL_PARTS, "--features_dir", "late", "--workers", "0")
     folder = output_folder(world, small_clip, "late")
     with monkeypatch.context() as patch:
-        patch.setattr("utils_extraction.write_table", _stop)
+        patch.setattr("extraction.dataset.write_csv", _stop)
         with pytest.raises(KeyboardInterrupt):
             main(*flags, clip=small_clip)
     assert sorted(os.listdir(folder)) == [".parts"]
@@ -337,7 +326,7 @@ def test_bad_images_skipped_once_are_not_overlooked(wild, small_clip, monkeypatc
     monkeypatch.chdir(world)
     flags = ("--workers", "0")
     with monkeypatch.context() as patch:
-        patch.setattr("utils_extraction.write_table", _stop)
+        patch.setattr("extraction.dataset.write_csv", _stop)
         with pytest.raises(KeyboardInterrupt):
             main(*flags, "--on_bad_image", "skip", clip=small_clip, dataset="wild")
     with pytest.raises(UserError, match=r"cut\.jpg .*row 2"):
@@ -361,21 +350,29 @@ class FakeEncoder:
 
 
 def make_job(folder: Path, paths: list[Path], part_rows: int, finish=lambda _: None) -> Job:
-    items, item_of_row = share_items([str(path) for path in paths])
-    stage = Stage(
+    table, lines = Path("database_files.csv"), range(1, len(paths) + 1)
+    rows = Rows.of(map(str, paths), table, lines)
+    stage = FileStage(
         name="database_image",
-        encode=encode_files,
-        units=cut_ranges(len(items), part_rows),
-        items=items,
-        item_of_row=item_of_row,
-        table=Path("database_files.csv"),
+        rows=rows,
+        units=cut_ranges(rows.count, part_rows),
         fingerprint={},
         locate=Path,
     )
     return Job("test", Parts(folder), [stage], {}, [], finish)
 
 
-SETTINGS = Settings(2, 0, False, False, 60.0)
+SETTINGS = Settings(
+    backbone="fake",
+    precision="fp32",
+    save_dtype="float32",
+    batch=2,
+    part_rows=4,
+    workers=0,
+    skip_bad=False,
+    overwrite=False,
+    timeout=60.0,
+)
 
 
 def test_features_that_are_not_finite(tmp_path):
@@ -414,8 +411,8 @@ def test_two_runs_at_once(tmp_path):
     Image.new("RGB", (8, 8)).save(paths[0])
     job = make_job(tmp_path / "parts", paths, 4)
     hold = (
-        "import sys, time; from pathlib import Path; from utils_extraction import _lock\n"
-        "with _lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)"
+        "import sys, time; from pathlib import Path; from utils import held\n"
+        "with held(Path(sys.argv[1]) / 'lock', ''): print('held', flush=True); time.sleep(100)"
     )
     command = [sys.executable, "-c", hold, str(tmp_path / "parts")]
     root = Path(create_features.__file__).parent
@@ -456,15 +453,13 @@ def test_array_is_put_together_row_by_row(tmp_path):
     item_of_row = np.concatenate([np.arange(20), rng.integers(0, 20, 30)])
     rng.shuffle(item_of_row)
     values = rng.normal(size=(20, 5)).astype(np.float16)
-    stage = Stage(
-        "images",
-        encode_files,
-        cut_ranges(20, 6),
-        [str(i) for i in range(20)],
-        item_of_row,
-        Path("t.csv"),
-        {},
+    stage = FileStage(
+        name="images",
+        rows=Rows([str(i) for i in range(20)], item_of_row, Path("t.csv"), range(1, 51)),
+        units=cut_ranges(20, 6),
+        fingerprint={},
         dtype="float16",
+        locate=Path,
     )
     parts, order = Parts(tmp_path), rng.permutation(20)
     for unit in stage.units:
@@ -484,7 +479,7 @@ def test_array_is_put_together_row_by_row(tmp_path):
 
 def test_sample_index():
     rows = [("a", "x", "1"), ("b", "", "1"), ("a", "x", "1"), ("a", "y", "1")]
-    _, item_of_row = share_items([row[0] for row in rows])
+    item_of_row = Rows.of((row[0] for row in rows), Path("t.csv"), range(1, 5)).item_of_row
     index = index_samples(rows, item_of_row, lambda path: path.removeprefix("shop/"))
     assert index.find("shop/a", "x", "1").tolist() == [0, 2]
     assert index.find("b", "", "1").tolist() == [1]
@@ -518,7 +513,7 @@ def test_row_without_a_sample_and_sample_without_a_row(tmp_path, small_clip, mon
         label = {"img_path": "database/d3.jpg", "text": "no such text", "instance": "o0"}
         add_member(tar, "x.json", json.dumps(label).encode())
     with monkeypatch.context() as patch:
-        patch.setattr("utils_extraction.drop_parts", lambda folder: None)
+        patch.setattr("extraction.job.drop_parts", lambda folder: None)
         main(*flags, clip=small_clip)
     assert before.items() <= {p: p.stat().st_mtime_ns for p in before}.items()
     assert len(np.load(folder / "database_image.npy")) == DATABASE_ROWS + 1
@@ -546,7 +541,7 @@ def test_shard_that_changed_is_encoded_again(tmp_path, small_clip, monkeypatch, 
     monkeypatch.chdir(world)
     flags = ("--icir_source", "wds", "--workers", "0")
     with monkeypatch.context() as patch:
-        patch.setattr("utils_extraction.write_table", _stop)
+        patch.setattr("extraction.dataset.write_csv", _stop)
         with pytest.raises(KeyboardInterrupt):
             main(*flags, clip=small_clip)
     folder = output_folder(world, small_clip, "features")
@@ -557,7 +552,7 @@ def test_shard_that_changed_is_encoded_again(tmp_path, small_clip, monkeypatch, 
         label = {"img_path": "database/none.jpg", "text": "", "instance": "o0"}
         add_member(tar, "more.json", json.dumps(label).encode())
     with monkeypatch.context() as patch:
-        patch.setattr("utils_extraction.drop_parts", lambda folder: None)
+        patch.setattr("extraction.job.drop_parts", lambda folder: None)
         main(*flags, clip=small_clip)
     assert "the shards of database-000001 have changed" in capsys.readouterr().out
     after = {p.name: p.stat().st_mtime_ns for p in folder.glob(".parts/database_image/*.npz")}
@@ -614,7 +609,7 @@ def test_damaged_part_goes_with_its_unit(tmp_path, small_clip, monkeypatch):
     flags = ("--icir_source", "wds", "--workers", "0")
     main(*flags, "--features_dir", "whole", clip=small_clip)
     with monkeypatch.context() as patch:
-        patch.setattr("utils_extraction.write_table", _stop)
+        patch.setattr("extraction.dataset.write_csv", _stop)
         with pytest.raises(KeyboardInterrupt):
             main(*flags, clip=small_clip)
     folder = output_folder(world, small_clip, "features")
@@ -666,7 +661,7 @@ def test_changes_are_refused(tmp_path, small_clip, make_clip, monkeypatch):
     flags = ("--workers", "0", *SMALL_PARTS)
     shutil.copytree("data", "copy")  # the same annotations, perhaps other images
     with monkeypatch.context() as patch:
-        patch.setattr("utils_extraction.write_table", _stop)
+        patch.setattr("extraction.dataset.write_csv", _stop)
         with pytest.raises(KeyboardInterrupt):
             main(*flags, clip=small_clip)
     for extra, named in {

@@ -1,0 +1,19 @@
+"""Extraction: images and texts to feature files, in parts that survive a kill, by many processes.
+
+A job has stages (the images of a split, its texts, ...); a stage is cut into units: fixed ranges of
+its distinct images or texts, or a shard. What is encoded is kept in part files, at most one unit's
+work (in shards: one batch a worker) behind. Batches are cut from the units, never across them, so
+that a row's arithmetic does not depend on who computes it, or when; the finished files are put
+together from the parts, and the manifest is written last.
+
+    PARTS/run.json                     what may not change between two runs
+    PARTS/todo.json                    the units that this launch's ranks deal among themselves
+    PARTS/STAGE/UNIT.npz               a finished unit; before it, for shards, UNIT+BATCH.npz
+    PARTS/ranks/RANK.json              signs of life of the ranks
+
+    dataset.py, assets.py              what a command makes: its stages, its finished files
+    job.py                             a job's run: parts, ranks, an end
+    stage.py, encoding.py              the three kinds of stage; batches through the model
+    reading.py, parts.py, ranks.py     images off the disk; parts on the disk; other processes
+    manifest.py, reference.py          what vouches for features; the reference's pickles
+"""

@@ -1,0 +1,240 @@
+"""A job's run: its parts checked, its stages dealt among the ranks, its files put together."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from extraction.encoding import Clock, Run, Settings
+from extraction.parts import Parts, drop_parts
+from extraction.ranks import Beat, Ranks, Watch, find_ranks, wait_for
+from extraction.stage import Stage, Summary
+from utils import UserError, held, read_json, select_device, write_json
+from utils_features import load_encoder
+
+if TYPE_CHECKING:
+    from utils_features import Encoder
+
+# Files of a folder of parts that starting afresh leaves: other processes are using them.
+KEPT = ("lock", "ranks")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one command makes. identity: what may not change between two runs of it.
+
+    finish writes the finished files from the parts, outputs are the files that --overwrite drops,
+    in this order: each after the manifest that vouches for it.
+    """
+
+    title: str
+    parts: Parts
+    stages: list[Stage]
+    identity: dict
+    outputs: list[Path]
+    finish: Callable[[dict[str, Summary]], None]
+
+
+class Work(Protocol):
+    """What is to be made, as far as it is known before the model is there."""
+
+    def plan(self, settings: Settings, encoder: Encoder) -> Job:
+        """Its job; no stages if it is finished."""
+
+    def export(self) -> list[Path]:
+        """Write the reference's files beside the finished ones; returns their paths."""
+
+
+def make_features(
+    work: Work, settings: Settings, gpu: int, export: bool = False
+) -> tuple[Job, Clock | None, list[Path]]:
+    """Load the model and make what the work says, as one of the ranks there are.
+
+    gpu: the device's number, -1 for the CPU. Returns the job, its times (None if there was nothing
+    to do, or on another rank than the first) and the exported files.
+    Raises UserError, with everything done so far safe on disk.
+    """
+    ranks = find_ranks(os.environ)
+    device = select_device(_device_index(gpu, ranks))
+    with in_plain_words():
+        encoder = load_encoder(settings.backbone, device, settings.precision)
+    job = work.plan(settings, encoder)
+    clock = run_job(job, encoder, settings, ranks) if job.stages else None
+    return job, clock, work.export() if export and ranks.rank == 0 else []
+
+
+def _device_index(gpu: int, ranks: Ranks) -> int:
+    """The GPU asked for or, of several ranks, the one of the local rank among those it sees."""
+    if ranks.world == 1 or gpu < 0:
+        return gpu
+    if gpu:
+        raise UserError(f"--gpu {gpu}: several ranks take a GPU each; leave it, or give -1")
+    return ranks.local % max(1, torch.cuda.device_count())
+
+
+def run_job(job: Job, encoder: Encoder, settings: Settings, ranks: Ranks) -> Clock | None:
+    """Do this rank's share of a job; rank 0 puts the parts together and gives its times.
+
+    Raises UserError, with everything done so far safe on disk.
+    """
+    run = Run(encoder, job.parts, settings, Clock(), quiet=ranks.rank > 0, alone=ranks.world == 1)
+    with in_plain_words():
+        if ranks.world > 1:
+            return _run_among_ranks(job, run, ranks)
+        with held(job.parts.folder / "lock", "another run is at work on these features"):
+            _prepare(job, settings)
+            _encode_share(job, run, ranks)
+            _finish(job, settings, run.clock)
+        return run.clock
+
+
+def _run_among_ranks(job: Job, run: Run, ranks: Ranks) -> Clock | None:
+    """One of several ranks' share: rank 0 prepares, all encode, rank 0 waits and finishes."""
+    folder, settings = job.parts.folder / "ranks", run.settings
+    others = [0] if ranks.rank else range(1, ranks.world)
+    lock = held(job.parts.folder / "lock", "another run is at work on these features")
+    # Rank 0 shows no sign before it has the lock: another launch's would be taken for it.
+    with contextlib.nullcontext() if ranks.rank else lock:
+        watches = [Watch(folder, rank, settings.timeout) for rank in others]
+        beat = Beat(folder, ranks.rank)
+        try:
+            if ranks.rank:
+                wait_for(watches, ("ready", "encoded"))
+                _encode_share(job, run, ranks)
+                beat.say("encoded")
+                return None
+            _prepare(job, settings)
+            beat.say("ready")
+            _encode_share(job, run, ranks)
+            wait_for(watches, ("encoded",))
+            beat.say("encoded")
+            beat.stop()
+            _finish(job, settings, run.clock)
+            return run.clock
+        except BaseException as error:
+            beat.say("failed", str(error) or type(error).__name__)
+            raise
+        finally:
+            beat.stop()
+
+
+@contextlib.contextmanager
+def in_plain_words() -> Iterator[None]:
+    """Turn what a machine's limits raise into a line for the user; the parts done are safe."""
+    safe = "what is done is safe, and the same command continues"
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory does not hold the model and a batch ({str(error).splitlines()[0]}); "
+            "start afresh with a smaller --batch and --overwrite"
+        ) from error
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{name}{error.strerror or error}; {safe}") from error
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            raise UserError(
+                "no memory for a batch; start afresh with a smaller --batch and --overwrite"
+            ) from error
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a worker process died, perhaps for lack of (shared) memory; {safe}, best with fewer "
+            "--workers"
+        ) from error
+
+
+def _prepare(job: Job, settings: Settings) -> None:
+    """Check the parts there are, note what this run may not change, and list what is to do."""
+    folder = job.parts.folder
+    if settings.overwrite:
+        for path in job.outputs:
+            path.unlink(missing_ok=True)
+        for name in os.listdir(folder):
+            if name not in KEPT:
+                _remove(folder / name)
+    before = read_json(folder / "run.json") if (folder / "run.json").exists() else {"stages": {}}
+    stages = {stage.name: stage.fingerprint for stage in job.stages}
+    if "identity" in before:
+        _refuse_change(folder, before["identity"], job.identity)
+    for stage in job.stages:
+        if stage.name in before["stages"]:
+            _refuse_change(folder, before["stages"][stage.name], stage.fingerprint)
+            _drop_changed(job.parts, stage, before["stages"][stage.name].get("shards", {}))
+    write_json(folder / "run.json", {"identity": job.identity, "stages": before["stages"] | stages})
+    todo = {stage.name: [u.name for u in job.parts.missing(stage)] for stage in job.stages}
+    write_json(folder / "todo.json", todo)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _drop_changed(parts: Parts, stage: Stage, before: dict) -> None:
+    """Drop the parts of units whose shards have other sizes now: mended or fetched again."""
+    for unit, sizes in stage.fingerprint.get("shards", {}).items():
+        if before.get(unit, sizes) != sizes:
+            parts.drop(stage, unit)
+            print(f"{stage.name}: the shards of {unit} have changed; encoding them again")
+
+
+def _refuse_change(folder: Path, before: dict, now: dict) -> None:
+    """Raise UserError if two fingerprints differ in more than their shards."""
+    before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
+    for key in sorted((before.keys() | now.keys()) - {"shards"}):
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            key, old, new = next(
+                (f"{key}, {k}", old.get(k), new.get(k))
+                for k in sorted(old.keys() | new.keys())
+                if old.get(k) != new.get(k)
+            )
+        raise UserError(
+            f"{folder} holds an unfinished run with another {key} ({old}, now {new}); continue "
+            "it with what it was begun with, or start afresh with --overwrite"
+        )
+
+
+def _encode_share(job: Job, run: Run, ranks: Ranks) -> None:
+    """Encode the units that fall to this rank: every world-th of those listed."""
+    todo = read_json(job.parts.folder / "todo.json")
+    for stage in job.stages:
+        names = set(todo[stage.name][ranks.rank :: ranks.world])
+        units = [unit for unit in stage.units if unit.name in names]
+        if units:
+            stage.encode(units, run)
+
+
+def _finish(job: Job, settings: Settings, clock: Clock) -> None:
+    """Write the finished files, report what was left out, and drop the parts."""
+    missing = [unit for stage in job.stages for unit in job.parts.missing(stage)]
+    if missing:
+        raise UserError(f"{len(missing)} parts are missing; the same command continues")
+    summaries = {stage.name: stage.sum_up(job.parts, settings.skip_bad) for stage in job.stages}
+    job.finish(summaries)
+    for name, summary in summaries.items():
+        clock.rows[name] = int(summary.keep.sum())
+        _report(name, summary)
+    drop_parts(job.parts.folder)
+
+
+def _report(name: str, summary: Summary) -> None:
+    for entry in summary.skipped:
+        row = f" row {entry['row']}" if entry["row"] else ""
+        print(f"skipped {name}{row}: {entry['image_path']}: {entry['cause']}")
+    if summary.unmatched:
+        print(f"{name}: {summary.unmatched} samples of the shards belong to no row; left out")

@@ -1,0 +1,102 @@
+"""Manifests: what vouches for finished features, and tells whether they are those asked for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extraction.encoding import Settings
+from utils import UserError, code_version, read_json
+
+if TYPE_CHECKING:
+    from utils_features import Encoder
+
+# Settings of a finished run that a later one must share to count as the same.
+SETTLED = ("model", "precision", "save_dtype", "sources", "limit", "context_words")
+
+PACKAGES = ("torch", "open_clip_torch", "pillow", "torchvision", "numpy", "webdataset")
+
+
+def describe(
+    settings: Settings, encoder: Encoder, kind: str, name: str, limit: int | None = None
+) -> dict:
+    """What a manifest says of how features were made, before it says of what."""
+    return {
+        "kind": kind,
+        "name": name,
+        "backbone": settings.backbone,
+        "model": encoder.identity,
+        "precision": settings.precision,
+        "save_dtype": settings.save_dtype,
+        "versions": {
+            "toolkit": code_version(),
+            "python": platform.python_version(),
+            **{package.removesuffix("_torch"): _version(package) for package in PACKAGES},
+        },
+        "limit": limit,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def identify(settings: Settings, encoder: Encoder) -> dict:
+    """What may not change between two runs of one job: features or batches depend on it."""
+    versions = describe(settings, encoder, "", "")["versions"]
+    return {
+        "model": encoder.identity,
+        "precision": settings.precision,
+        "save_dtype": settings.save_dtype,
+        "batch": settings.batch,
+        "part_rows": settings.part_rows,
+        "device": encoder.device.type,
+        "versions": {k: v for k, v in versions.items() if k not in ("toolkit", "webdataset")},
+    }
+
+
+def is_finished(
+    path: Path,
+    manifest: dict,
+    overwrite: bool,
+    skip_bad: bool,
+    read: Callable[[Path], dict] = read_json,
+) -> bool:
+    """Whether a finished run of the same features is there, which is then said.
+
+    read: how the manifest that may be found at `path` is read.
+    Raises UserError if there is one of other features, or of fewer rows than skip_bad admits.
+    """
+    if overwrite or not path.exists():
+        return False
+    stored, manifest = read(path), json.loads(json.dumps(manifest))
+    for key in SETTLED:
+        if manifest.get(key) != stored.get(key):
+            old, new = _narrow(stored.get(key), manifest.get(key))
+            raise UserError(
+                f"{path} belongs to finished features with another {key} ({old}, now {new}); "
+                "--overwrite replaces them"
+            )
+    skipped = stored.get("skipped") or []
+    if skipped and not skip_bad:
+        raise UserError(
+            f"{path}: finished without {len(skipped)} images, the first {skipped[0]['image_path']};"
+            " accept that with --on_bad_image skip, or mend them and start afresh with --overwrite"
+        )
+    print(f"{path.parent if path.name == 'manifest.json' else path}: already finished")
+    return True
+
+
+def _narrow(old: object, new: object) -> tuple[object, object]:
+    """Two differing values, or where both are dicts, their first difference."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        key = next(k for k in {**old, **new} if old.get(k) != new.get(k))
+        return f"{key} {old.get(key)}", new.get(key)
+    return old, new

@@ -1,0 +1,302 @@
+"""Reading images, from files or out of shards: what the loader's worker processes run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from utils import UserError
+from utils_datasets import IMAGE_SUFFIXES
+from utils_features import BadImage, decode_image
+
+if TYPE_CHECKING:
+    from extraction.parts import Unit
+
+IMAGES_AT_ONCE = 32  # images that a worker hands over together, whatever the batch size
+CHUNKS_AHEAD = 4  # that each worker reads before they are asked for
+
+
+@dataclass
+class Chunk:
+    """Some images of one unit, preprocessed. images: (k, 3, H, W), or None if k is 0.
+
+    batch: the number of their batch in the unit; full: that batch ends here; last: the unit does.
+    covered, unmatched: see Part. error: a reason to stop.
+    """
+
+    unit: Unit
+    batch: int = 0
+    ids: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    images: torch.Tensor | list[torch.Tensor] | None = None
+    bad: list[tuple[int, str, str]] = field(default_factory=list)
+    full: bool = False
+    last: bool = False
+    covered: list[int] = field(default_factory=list)
+    unmatched: int = 0
+    error: str | None = None
+
+    def add(self, item: int, name: str, read: Callable, preprocess: Callable) -> None:
+        """Decode and preprocess one image, or note why it cannot be."""
+        try:
+            image = preprocess(decode_image(read()))
+        except FileNotFoundError:
+            self.bad.append((item, name, "no such file"))
+        except BadImage as error:
+            self.bad.append((item, name, error.cause))
+        except Exception as error:  # a decoder's or transform's own; the image is at fault
+            self.bad.append((item, name, f"{type(error).__name__}: {error}"))
+        else:
+            self.ids.append(item)
+            self.names.append(name)
+            self.images = [*(self.images or []), image]
+
+    def close(self) -> Chunk:
+        """This chunk, its images one tensor."""
+        if self.images:
+            self.images = torch.stack(self.images)
+        return self
+
+
+def make_loader(dataset: object, workers: int, **options) -> DataLoader:
+    """A loader of chunks, which come as they are."""
+    if workers:
+        options |= {"prefetch_factor": CHUNKS_AHEAD}
+    return DataLoader(dataset, batch_size=None, num_workers=workers, **options)
+
+
+# ---------------------------------------------------------------------------------------------
+# Images in files
+# ---------------------------------------------------------------------------------------------
+
+
+class FileChunks:
+    """Reads the images that each work order names."""
+
+    def __init__(self, locate: Callable[[str], Path], preprocess: Callable):
+        self.locate, self.preprocess = locate, preprocess
+
+    def __getitem__(self, order: tuple[Chunk, int, list[str]]) -> Chunk:
+        chunk, first, names = order
+        for item, name in enumerate(names, first):
+            chunk.add(item, name, lambda name=name: self.locate(name), self.preprocess)
+        return chunk.close()
+
+
+class FileOrders:
+    """The work orders of a stage's units, in order, as the loader's sampler."""
+
+    def __init__(self, items: Sequence[str], units: list[Unit], batch: int):
+        self.items, self.units, self.batch = items, units, batch
+
+    def __iter__(self) -> Iterator[tuple[Chunk, int, list[str]]]:
+        for unit in self.units:
+            for start in range(unit.start, unit.stop, self.batch):
+                end = min(start + self.batch, unit.stop)
+                for first in range(start, end, IMAGES_AT_ONCE):
+                    stop = min(first + IMAGES_AT_ONCE, end)
+                    chunk = Chunk(unit, full=stop == end, last=stop == unit.stop)
+                    yield chunk, first, self.items[first:stop]
+
+
+# ---------------------------------------------------------------------------------------------
+# Images in shards
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a shard: its image's bytes, and its key if the json member gives one."""
+
+    name: str
+    data: bytes | None
+    image_path: str
+    text: str = ""
+    instance: str = ""
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """Finds the rows of a shard's sample by (image path, text, instance), or by the path alone.
+
+    Held as sorted hashes, 24 bytes a row, because every worker has one. spell: a sample's path as
+    the rows have it.
+    """
+
+    hashes: np.ndarray  # (rows,) uint64, sorted
+    row_of_hash: np.ndarray  # (rows,) int64
+    item_of_row: np.ndarray  # (rows,) int64
+    spell: Callable[[str], str]
+    by_path: bool = False
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether samples are known by their json members."""
+        return not self.by_path
+
+    def find(self, image_path: str, text: str, instance: str) -> np.ndarray:
+        """The rows that this sample is for, (k,) int64."""
+        key = _hash_key(self.spell(image_path), *(() if self.by_path else (text, instance)))
+        start, stop = (np.searchsorted(self.hashes, key, side) for side in ("left", "right"))
+        return self.row_of_hash[start:stop]
+
+    def match(self, sample: Sample, count: int) -> tuple[int | None, np.ndarray]:
+        """The item that a sample shows, None if it is of no row, and its rows."""
+        rows = self.find(sample.image_path, sample.text, sample.instance)
+        return (int(self.item_of_row[rows[0]]) if len(rows) else None), rows
+
+    def name(self, sample: Sample) -> str:
+        """What messages call a sample."""
+        return sample.image_path
+
+
+@dataclass(frozen=True)
+class EverySample:
+    """Takes every sample of a unit, numbered as they come: images without rows."""
+
+    needs_labels: bool = False
+
+    def match(self, sample: Sample, count: int) -> tuple[int | None, np.ndarray]:
+        """The number of a sample, of which `count` came before."""
+        return count, np.empty(0, np.int64)
+
+    def name(self, sample: Sample) -> str:
+        """What messages call a sample."""
+        return sample.name
+
+
+def index_samples(
+    rows: Iterable[tuple[str, ...]], item_of_row: np.ndarray, spell: Callable[[str], str]
+) -> SampleIndex:
+    """Index rows (image_path, text, instance), or (image_path,), by their hashes."""
+    keys, by_path = [], False
+    for image_path, *rest in rows:
+        by_path = not rest
+        keys.append(_hash_key(image_path, *rest))
+    hashes = np.array(keys, np.uint64)
+    order = np.argsort(hashes, kind="stable")
+    return SampleIndex(hashes[order], order, item_of_row, spell, by_path)
+
+
+def _hash_key(*parts: str) -> np.uint64:
+    data = json.dumps(parts).encode()
+    return np.uint64(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little"))
+
+
+def read_samples(shards: Sequence[Path], need_json: bool) -> Iterator[Sample]:
+    """The samples of shards, in order, through webdataset.
+
+    Raises UserError, naming the shard, if it is damaged or a sample is not as it should be.
+    """
+    from webdataset.tariterators import tarfile_samples
+
+    for shard in shards:
+        try:
+            for content in tarfile_samples([{"url": str(shard)}]):
+                yield _parse_sample(content, shard, need_json)
+        except UserError:
+            raise
+        except Exception as error:  # tarfile, the disk and webdataset each raise their own
+            reason = str(error.args[0]) if error.args else type(error).__name__
+            reason = getattr(error, "strerror", None) or reason
+            raise UserError(f"{shard} cannot be read ({reason}); fetch it again") from None
+
+
+def _parse_sample(content: dict, shard: Path, need_json: bool) -> Sample:
+    key = content["__key__"]
+    members = [name for name in content if not name.startswith("__")]
+    images = [name for name in members if f".{_suffix(name)}" in IMAGE_SUFFIXES]
+    labels = [name for name in members if _suffix(name) == "json"]
+    for kind, names in (("images", images), ("json members", labels)):
+        if len(names) > 1:
+            raise UserError(
+                f"{shard}: the sample {key} has {len(names)} {kind} ({', '.join(names)}); a name "
+                "belongs to the sample that it shares all before its first dot with"
+            )
+    data = content[images[0]] if images else None
+    name = f"{key}.{images[0]}" if images else key
+    if not need_json:
+        return Sample(f"{shard.name}:{name}", data, name)
+    if not labels:
+        raise UserError(f"{shard}: the sample {key} has no json member")
+    try:
+        label = json.loads(content[labels[0]])
+        path, instance = str(label["img_path"]), str(label["instance"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{shard}: the json member of the sample {key} does not hold img_path, text and "
+            f"instance ({type(error).__name__}: {error})"
+        ) from None
+    return Sample(f"{shard.name}:{name}", data, path, str(label.get("text") or ""), instance)
+
+
+def _suffix(member: str) -> str:
+    return member.rpartition(".")[2]
+
+
+class ShardChunks(IterableDataset):
+    """Reads shards, each worker a unit of its own.
+
+    A unit's distinct images are numbered as they come and cut into batches; those in `done`
+    (unit name -> batch numbers) are passed over undecoded.
+    """
+
+    def __init__(
+        self,
+        units: list[Unit],
+        samples: SampleIndex | EverySample,
+        preprocess: Callable,
+        batch: int,
+        done: dict[str, set[int]],
+    ):
+        self.units, self.samples, self.preprocess = units, samples, preprocess
+        self.batch, self.done = batch, done
+
+    def __iter__(self) -> Iterator[Chunk]:
+        worker = torch.utils.data.get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for unit in self.units[first::step]:
+            try:
+                yield from self._read(unit)
+            except UserError as error:
+                yield Chunk(unit, error=str(error))
+                return
+
+    def _read(self, unit: Unit) -> Iterator[Chunk]:
+        done = self.done.get(unit.name, set())
+        chunk, seen = Chunk(unit), set()
+        for sample in read_samples(unit.shards, self.samples.needs_labels):
+            item = self._take(sample, chunk, len(seen), done)
+            if item is None or item in seen:
+                continue
+            chunk.batch = len(seen) // self.batch
+            seen.add(item)
+            if chunk.batch not in done:
+                name = self.samples.name(sample)
+                chunk.add(item, name, lambda data=sample.data: data, self.preprocess)
+            chunk.full = len(seen) % self.batch == 0
+            if chunk.batch in done:
+                chunk.full = False
+            elif chunk.full or len(chunk.ids) + len(chunk.bad) == IMAGES_AT_ONCE:
+                yield chunk.close()
+                chunk = Chunk(unit, batch=chunk.batch)
+        chunk.full = chunk.last = True
+        yield chunk.close()
+
+    def _take(self, sample: Sample, chunk: Chunk, count: int, done: set[int]) -> int | None:
+        """The item that a sample shows, its rows noted; None if it has no image or no row."""
+        if sample.data is None:
+            return None
+        item, rows = self.samples.match(sample, count)
+        if item is None:
+            chunk.unmatched += count // self.batch not in done  # else its part has counted it
+        chunk.covered.extend(rows.tolist())
+        return item

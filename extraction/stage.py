@@ -1,0 +1,259 @@
+"""Stages: rows of features to make. Images in files, images in shards, and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from extraction.encoding import ImageBatches, Run, settle
+from extraction.parts import Part, Parts, Unit
+from extraction.reading import (
+    EverySample,
+    FileChunks,
+    FileOrders,
+    SampleIndex,
+    ShardChunks,
+    make_loader,
+)
+from utils import UserError
+
+# ---------------------------------------------------------------------------------------------
+# Rows and what became of them
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the parts of a stage say. keep: bool (rows,), the rows that have features (without a
+    table of rows, the images that have).
+
+    skipped: {"row" (line of the table), "image_path", "cause"} of the others; unmatched: samples
+    of no row.
+    """
+
+    keep: np.ndarray
+    skipped: list[dict]
+    unmatched: int = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a table, and the distinct images or texts ("items") that they show.
+
+    items: in order of first appearance; item_of_row: (rows,) int64; table: the file that the rows
+    come from; lines: the line of it at which each row begins, from 1.
+    """
+
+    items: Sequence[str]
+    item_of_row: np.ndarray
+    table: Path
+    lines: Sequence[int]
+
+    @classmethod
+    def of(cls, values: Iterable[str], table: Path, lines: Sequence[int]) -> Rows:
+        """Rows of these values, one a row."""
+        numbers: dict[str, int] = {}
+        item_of_row = [numbers.setdefault(value, len(numbers)) for value in values]
+        return cls(list(numbers), np.array(item_of_row, np.int64), table, lines)
+
+    def __len__(self) -> int:
+        return len(self.item_of_row)
+
+    @property
+    def count(self) -> int:
+        """How many distinct items there are."""
+        return len(self.items)
+
+    def place(self, item: int) -> str:
+        """Where an item stands first, for a message."""
+        row = int(np.flatnonzero(self.item_of_row == item)[0])
+        return f" ({self.table}, row {self.lines[row]})"
+
+    def sum_up(self, parts: Iterable[Part], covered: np.ndarray, skip_bad: bool) -> Summary:
+        """What a finished stage's parts say. covered: bool (rows,), rows sure of their image.
+
+        Raises UserError for a row without a sample, and for a bad image unless those are skipped.
+        """
+        good, covered = np.zeros(len(self.items), bool), covered.copy()
+        causes: dict[int, str] = {}
+        unmatched = 0
+        for part in parts:
+            good[part.ids] = True
+            covered[part.covered] = True
+            causes |= {item: cause for item, _, cause in part.bad}
+            unmatched += part.unmatched
+        if not covered.all():
+            self._refuse_uncovered(np.flatnonzero(~covered))
+        keep = good[self.item_of_row]
+        skipped = [
+            {"row": self.lines[row], "image_path": self.items[item], "cause": causes[int(item)]}
+            for row, item in zip(np.flatnonzero(~keep), self.item_of_row[~keep], strict=True)
+        ]
+        if skipped and not skip_bad:
+            first = skipped[0]
+            raise UserError(
+                f"{first['image_path']} ({self.table}, row {first['row']}): {first['cause']}; mend "
+                "it and start afresh with --overwrite, or leave it out with --on_bad_image skip"
+            )
+        if not keep.any():
+            raise UserError(f"{self.table}: none of its images can be read")
+        return Summary(keep, skipped, unmatched)
+
+    def _refuse_uncovered(self, uncovered: np.ndarray) -> None:
+        row = int(uncovered[0])
+        more = f" (and {len(uncovered) - 1} rows more)" if len(uncovered) > 1 else ""
+        raise UserError(
+            f"{self.table}, row {self.lines[row]}{more}: no sample of the shards has the image "
+            f"path {self.items[self.item_of_row[row]]!r} with this row's text and instance; "
+            "complete the shards and run the same command again"
+        )
+
+
+@dataclass(frozen=True)
+class NoRows:
+    """Images that no table lists: all that some shards hold, known as they come."""
+
+    count: None = None
+
+    def __len__(self) -> int:
+        return 0
+
+    def place(self, item: int) -> str:
+        """Nothing: there is no table."""
+        return ""
+
+    def sum_up(self, parts: Iterable[Part], covered: np.ndarray, skip_bad: bool) -> Summary:
+        """What a finished stage's parts say. Raises UserError as Rows.sum_up does."""
+        bad, count = [], 0
+        for part in parts:
+            bad += part.bad
+            count += len(part.ids)
+        if bad and not skip_bad:
+            _, name, cause = bad[0]
+            raise UserError(
+                f"{name}: {cause}; mend it and start afresh with --overwrite, or leave it out "
+                "with --on_bad_image skip"
+            )
+        skipped = [{"row": None, "image_path": name, "cause": cause} for _, name, cause in bad]
+        return Summary(np.ones(count, bool), skipped)
+
+
+# ---------------------------------------------------------------------------------------------
+# Stages
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Rows of features to make, in units.
+
+    name: of its array and of its folder of parts; fingerprint: what its parts depend on, with the
+    sizes of each unit's shards under "shards"; dtype: of the features on disk.
+    """
+
+    name: str
+    rows: Rows | NoRows
+    units: list[Unit]
+    fingerprint: dict
+    dtype: str = "float32"
+
+    def encode(self, units: list[Unit], run: Run) -> None:
+        """Encode these units and write their parts."""
+        raise NotImplementedError
+
+    def sum_up(self, parts: Parts, skip_bad: bool) -> Summary:
+        """What the stage's parts say, all of them being there.
+
+        Raises UserError for a row without a sample, and for a bad image unless those are skipped.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileStage(Stage):
+    """Images in files: a part for each unit. locate: the file of an item."""
+
+    locate: Callable[[str], Path]
+
+    def encode(self, units: list[Unit], run: Run) -> None:
+        dataset = FileChunks(self.locate, run.encoder.preprocess)
+        orders = FileOrders(self.rows.items, units, run.settings.batch)
+        loader = make_loader(dataset, run.settings.workers, sampler=orders)
+        total = sum(unit.stop - unit.start for unit in units)
+        for _ in ImageBatches(self, run).encode(loader, total):
+            pass
+
+    def sum_up(self, parts: Parts, skip_bad: bool) -> Summary:
+        found = parts.read(self, features=False)
+        return self.rows.sum_up(found, np.ones(len(self.rows), bool), skip_bad)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardStage(Stage):
+    """Images in shards: a part for each batch of a unit, the last one completes it.
+
+    samples: says which item a sample shows. whole: False if the rows are not all there are
+    (--limit): then the rest of the shards is not read once every row has its sample.
+    """
+
+    samples: SampleIndex | EverySample
+    whole: bool = True
+
+    def encode(self, units: list[Unit], run: Run) -> None:
+        workers = min(run.settings.workers, len(units))
+        done = self._batches_done(run.parts)
+        dataset = ShardChunks(units, self.samples, run.encoder.preprocess, run.settings.batch, done)
+        loader, covered = make_loader(dataset, workers), np.zeros(len(self.rows), bool)
+        batches = ImageBatches(self, run)
+        for chunk in batches.encode(loader, self._count(units)):
+            covered[chunk.covered] = True
+            if chunk.full and not chunk.last:
+                batches.save(f"{chunk.unit.name}+{chunk.batch:06d}", chunk.unit)
+            if run.alone and not self.whole and covered.all():
+                batches.close_early()
+                return
+
+    def _batches_done(self, parts: Parts) -> dict[str, set[int]]:
+        done: dict[str, set[int]] = {}
+        for name in parts.names(self):
+            unit, _, batch = name.partition("+")
+            if batch:
+                done.setdefault(unit, set()).add(int(batch))
+        return done
+
+    def _count(self, units: list[Unit]) -> int | None:
+        """About how many images these units hold; None if that is not known."""
+        count = self.rows.count
+        return None if count is None else count * len(units) // len(self.units)
+
+    def sum_up(self, parts: Parts, skip_bad: bool) -> Summary:
+        found = parts.read(self, features=False)
+        summary = self.rows.sum_up(found, np.zeros(len(self.rows), bool), skip_bad)
+        return summary if self.whole else replace(summary, unmatched=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextStage(Stage):
+    """Texts: a part for each unit. words: those that contextualise them, none: plain texts."""
+
+    words: Sequence[str] = ()
+
+    def encode(self, units: list[Unit], run: Run) -> None:
+        with run.bar(self, sum(unit.stop - unit.start for unit in units), "text") as bar:
+            for unit in units:
+                texts, batch = self.rows.items[unit.start : unit.stop], run.settings.batch
+                with run.clock.measure("encoding"):
+                    if self.words:
+                        features = run.encoder.encode_contextual_texts(
+                            texts, self.words, batch, bar.update
+                        )
+                    else:
+                        features = run.encoder.encode_texts(texts, batch, bar.update)
+                ids = np.arange(unit.start, unit.stop)
+                run.save(self, unit.name, Part(ids, settle(self, features, texts, ids)))
+
+    def sum_up(self, parts: Parts, skip_bad: bool) -> Summary:
+        return Summary(np.ones(len(self.rows), bool), [])
