@@ -9,7 +9,7 @@ come from and which are missing, and brings FREEDOM's words.
 Every file is verified by the hash its publisher gives. Files that are there and right are kept;
 wrong ones are named and left alone unless --overwrite is given. A download that was cut goes on
 where it stopped (from the Hub: with the file it was at), and a file has its final name only when
-it is whole and right (the Hub's library names its files itself: they are verified where they lie).
+it is whole and right; what --overwrite replaces stays until then.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ ARCHIVE_URL = "https://vrg.fel.cvut.cz/icir/icir_v1.0.0.tar.gz"
 HUB_DATASET = "billpsomas/icir"
 
 CORPORA_DIR = Path("corpora/reference")
+
+STAGING = ".cache/download"  # below the data set's folder: where the Hub's files arrive
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT = 60.0  # seconds without a byte from the server
@@ -689,34 +691,43 @@ def hub_snapshot(revision: str, missing: Path) -> Snapshot:
 
 
 def _download_snapshot(root: Path, snapshot: Snapshot, names: list[str]) -> None:
-    """Download these files of a snapshot, annotations last, and verify them."""
+    """Download these files of a snapshot, verify them, and put them in place, annotations last.
+
+    They are downloaded beside their places: what is there stays until all of them are right.
+    """
     from huggingface_hub import constants
 
-    root.resolve().mkdir(parents=True, exist_ok=True)  # root may be a link to another disk
-    size = sum(snapshot.sizes[name] for name in names)
+    staging = root.resolve() / STAGING  # root may be a link to another disk
+    staging.mkdir(parents=True, exist_ok=True)
+    size = sum(snapshot.sizes[name] for name in names if not (staging / name).exists())
     require_space(root, size)
     print(f"downloading {len(names)} files of {HUB_DATASET} ({size / 1e9:.2f} GB)", flush=True)
-    for name in names:
-        (root / name).unlink(missing_ok=True)  # else huggingface_hub may keep what is there
     annotations = [name for name in names if name.startswith("annotations/")]
     others = [name for name in names if not name.startswith("annotations/")]
     for batch in filter(None, (others, annotations)):
-        _fetch_batch(root, snapshot, batch)
+        _fetch_batch(root, staging, snapshot, batch)
         # Without a connection snapshot_download may be content with what is there.
-        still_missing, still_wrong = check_files(root, {n: snapshot.digests[n] for n in batch})
-        for name in still_wrong:
-            (root / name).unlink()
-        if still_missing:
-            raise Unreachable(root / still_missing[0], constants.ENDPOINT, "incomplete download")
-        if still_wrong:
+        missing, wrong = check_files(staging, {n: snapshot.digests[n] for n in batch})
+        for name in wrong:
+            (staging / name).unlink()
+        if missing:
+            raise Unreachable(root / missing[0], constants.ENDPOINT, "incomplete download")
+        if wrong:
             raise UserError(
-                f"{root / still_wrong[0]}: the Hub sent wrong content ({len(still_wrong)} such "
-                "files were removed); run the command again"
+                f"{root / wrong[0]}: the Hub sent wrong content ({len(wrong)} such files were "
+                "removed); run the command again"
             )
+    for name in (*others, *annotations):
+        path = root.resolve() / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staging / name, path)
 
 
-def _fetch_batch(root: Path, snapshot: Snapshot, names: list[str]) -> None:
-    """Have huggingface_hub download these files; broken connections are opened again."""
+def _fetch_batch(root: Path, staging: Path, snapshot: Snapshot, names: list[str]) -> None:
+    """Have huggingface_hub download these files to a folder; broken connections are opened again.
+
+    root: the folder that an error names them in.
+    """
     from huggingface_hub import snapshot_download
 
     for attempt in range(TRIES):
@@ -725,12 +736,12 @@ def _fetch_batch(root: Path, snapshot: Snapshot, names: list[str]) -> None:
                 HUB_DATASET,
                 repo_type="dataset",
                 revision=snapshot.commit,
-                local_dir=root,
+                local_dir=staging,
                 allow_patterns=[glob.escape(name) for name in names],
             )
             return
         except Exception as error:
-            lacking = next((name for name in names if not (root / name).exists()), names[0])
+            lacking = next((name for name in names if not (staging / name).exists()), names[0])
             failure = _hub_error(error, snapshot.revision, root / lacking)
         if attempt + 1 == TRIES or not isinstance(failure, Unreachable):
             raise failure
@@ -738,7 +749,8 @@ def _fetch_batch(root: Path, snapshot: Snapshot, names: list[str]) -> None:
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Remove what huggingface_hub keeps of downloads that were killed, once all is there."""
+    """Remove what downloads that were killed, or an earlier version's, have left."""
+    shutil.rmtree(root / STAGING, ignore_errors=True)
     for file in (root / ".cache" / "huggingface" / "download").rglob("*.incomplete"):
         file.unlink()
 

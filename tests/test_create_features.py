@@ -32,15 +32,9 @@ from extraction_world import (
 import create_features
 from extraction.reference import native_path, reference_path
 from utils import UserError
+from utils_assets import load_mean, load_synthetic, mean_path, synthetic_path
 from utils_features import load_encoder
-from utils_storage import (
-    load_features,
-    load_mean,
-    load_pickle,
-    load_synthetic,
-    mean_path,
-    synthetic_path,
-)
+from utils_storage import load_features, load_pickle
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -179,7 +173,7 @@ def test_a_limit_keeps_queries_that_can_be_evaluated(world, small_clip, command,
     command("--limit", "6", "--features_dir", "six", dataset="sorted")
     assert "--limit 6: 2 of 6 queries kept" in capsys.readouterr().out
     features = load_features("six", f"local-dir:{small_clip}", "sorted_first6")
-    assert list(features.queries["instance"]) == ["o0", "o0"]
+    assert list(features.task.queries.tags["instance"]) == ["o0", "o0"]
     assert features.manifest["counts"] == {"query": 2, "database": 6}
     command("--limit", str(10**12), "--features_dir", "all")
     assert "queries kept" not in capsys.readouterr().out
@@ -281,10 +275,12 @@ def test_golden_pickles_become_native(tmp_path):
     create_features.main(["--dataset", "corpus", *command])
     native = load_features(tmp_path, "clip", "icir")
     known = load_features(GOLDEN / "clip" / "features", "clip", "icir")
-    np.testing.assert_array_equal(native.query_context_text, known.query_context_text)
-    rows = slice(0, known.database.shape[0])
-    np.testing.assert_array_equal(native.database.read(rows), known.database.read(rows))
-    assert native.queries["image_path"][0] == "query/temple_of_poseidon/0.jpg"
+    context = [features.query("context_text").values for features in (native, known)]
+    np.testing.assert_array_equal(*context)
+    rows = slice(0, known.database("image").shape[0])
+    database = [features.database("image").read(rows) for features in (native, known)]
+    np.testing.assert_array_equal(*database)
+    assert native.task.queries.images[0][0] == "query/temple_of_poseidon/0.jpg"
     assert len(list((tmp_path / "clip_features" / "corpus").glob("*.npy"))) == 3
 
 
@@ -304,7 +300,7 @@ def test_pickles_replace_what_was_there(tmp_path):
     del content["context_text_feats"]
     path.write_bytes(pickle.dumps(content))
     create_features.main([*command, "--overwrite"])
-    assert load_features(tmp_path / "made", "clip", "icir").query_context_text is None
+    assert not load_features(tmp_path / "made", "clip", "icir").has_query("context_text")
 
 
 def test_a_folder_named_as_the_data_set(tmp_path, small_clip, monkeypatch):

@@ -743,6 +743,29 @@ def test_hub_files_that_are_wrong_are_named_then_replaced(site, tmp_path):
     assert installed_shards(tmp_path) == in_icir(SHARDS)
 
 
+def test_hub_files_stay_until_their_replacement_is_verified(site, tmp_path):
+    """Whatever goes wrong on the way; and the next run goes on with what has come."""
+    serve_hub(site, SHARDS)
+    assert run_hub(tmp_path, site).returncode == 0
+    old = installed_shards(tmp_path)
+    names = ("webdataset/query/query-000000.tar", "annotations/query_files.csv")
+    newer = {**SHARDS, **{name: b"newer " + SHARDS[name] for name in names}}
+    serve_hub(site, newer, NEWER_COMMIT)
+    page = site.pages[resolve(names[1], NEWER_COMMIT)]
+    page.content = page.content[:-1] + b"?"
+    result = run_hub(tmp_path, site, "--overwrite")
+    assert result.returncode == 2
+    assert f"data/icir/{names[1]}: the Hub sent wrong content" in result.stderr.splitlines()[-1]
+    assert installed_shards(tmp_path) == old
+    site.requests.clear()
+    page.content = newer[names[1]]
+    assert run_hub(tmp_path, site, "--overwrite").returncode == 0
+    assert installed_shards(tmp_path) == in_icir(newer)
+    fetched = [path for method, path, _ in site.requests if method == "GET" and "resolve" in path]
+    assert fetched == [resolve(names[1], NEWER_COMMIT)]
+    assert not (tmp_path / "data/icir/.cache/download").exists()
+
+
 def test_hub_that_sends_wrong_content(site, tmp_path):
     serve_hub(site, SHARDS)
     name = "webdataset/query/query-000000.tar"
