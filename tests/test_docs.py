@@ -133,6 +133,14 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
+def test_rooms_that_the_design_names_exist():
+    rooms = text_of(ROOT / "docs/DESIGN.md").split("## 1. Rooms")[1].split("## 2.")[0]
+    rows = re.findall(r"^\| (`.*?) \|", rooms, re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`(.+?)`", row)]
+    assert len(names) > 15
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
 def test_the_readme_is_one_page():
     assert len(text_of(ROOT / "README.md").encode()) < README_BYTES
 
