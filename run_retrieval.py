@@ -29,16 +29,16 @@ from utils import (
 )
 from utils_backbones import DEFAULT_BACKBONE, Places
 from utils_plans import Output, Plan, make_plan
-from utils_runs import Protocol, Run, Setting
+from utils_runs import Protocol, Setting
 from utils_startup import quick_exit, quick_imports
 
 if TYPE_CHECKING:
+    from external import ExternalFiles
     from utils_evaluation import Evaluation
     from utils_storage import Features
 
 REPORT_TOP_K = 10
 USUAL_SYNTHETIC = "synthetic_data"  # a folder of that name is no departure
-BASIC_INPUTS = ("image", "text")  # every data set's features have these
 
 
 # ---------------------------------------------------------------------------------------------
@@ -63,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
             _add_parameter(group, name, flag, name in shared)
     _add_output(parser.add_argument_group("output"))
     _add_several(parser.add_argument_group("several runs at once"))
+    _add_external(parser.add_argument_group("results of other systems"))
     return parser
 
 
@@ -182,6 +183,37 @@ def _add_parameter(
     add_flag(group, name, help=f"{flag.flag.help}{who} (default: {shown})", **options)
 
 
+def _add_external(group: argparse._ArgumentGroup) -> None:
+    add_flag(group, "external", metavar="NAME", help="judge the results of a system of that name")
+    files = {
+        "query_embeddings": ("+", "its query vectors: one file, or one for each draw"),
+        "gallery_embeddings": (
+            "+",
+            "its gallery vectors, files joined in the order of their numbers",
+        ),
+        "scores": (None, "its scores: a matrix, or a folder with one for each instance"),
+        "rankings": ("+", "its ranked lists: JSON, TREC run, CSV or parquet"),
+        "query_ids": (None, "ids of the rows of the query vectors (default: the data set's order)"),
+        "gallery_ids": (None, "ids of the rows of the gallery vectors"),
+    }
+    for name, (count, text) in files.items():
+        add_flag(group, name, nargs=count, type=Path, metavar="FILE", help=text)
+    add_flag(
+        group,
+        "normalise",
+        action=argparse.BooleanOptionalAction,
+        help="compare vectors by their cosine, or as they are by the dot product",
+    )
+    add_flag(group, "distances", action="store_true", help="lower scores are better")
+    add_flag(
+        group,
+        "late_interaction",
+        choices=("max", "maxsim", "mean"),
+        help="how rows of several vectors are compared",
+    )
+    add_flag(group, "allow_missing", action="store_true", help="queries without a list score 0")
+
+
 def main(argv: list[str]) -> None:
     """Run the command. Raises UserError, before anything is written, for a user's mistake."""
     args = build_parser().parse_args(argv)
@@ -223,7 +255,12 @@ def plan_of(args: argparse.Namespace) -> Plan:
         words=(*protocol_of(args).words, *ties),
         synthetic=_unusual(synthetic),
     )
-    plan = make_plan(args.method, setting, args.results_dir / name, args.sweep, args.ablation)
+    results = args.results_dir / name
+    if args.external:
+        from external import ExternalPlan
+
+        return ExternalPlan(results, setting, external_files(args))
+    plan = make_plan(args.method, setting, results, args.sweep, args.ablation)
     plan.check()
     if synthetic and not any(run.method.needs([run.parameters]).synthetic for run in plan.runs):
         raise UserError(
@@ -231,6 +268,47 @@ def plan_of(args: argparse.Namespace) -> Plan:
             "add it, or leave --path_to_synthetic_data"
         )
     return plan
+
+
+def external_files(args: argparse.Namespace) -> ExternalFiles:
+    """The files of somebody else's results. Raises UserError for too few, or what has no effect."""
+    from external import ExternalFiles
+
+    kinds = {"embeddings": args.query_embeddings, "scores": args.scores, "rankings": args.rankings}
+    if sum(map(bool, kinds.values())) != 1:
+        raise UserError(
+            "--external takes one of --query_embeddings (with --gallery_embeddings), --scores and "
+            "--rankings"
+        )
+    if bool(args.query_embeddings) != bool(args.gallery_embeddings):
+        raise UserError("--query_embeddings and --gallery_embeddings belong together: give both")
+    idle = {
+        "sweep": args.sweep,
+        "ablation": args.ablation,
+        "use_preset": args.use_preset,
+        "query_ids": args.query_ids and not args.query_embeddings,
+        "gallery_ids": args.gallery_ids and not args.query_embeddings,
+        "normalise": args.normalise is not None and not args.query_embeddings,
+        "late_interaction": args.late_interaction and not args.query_embeddings,
+        "distances": args.distances and not args.scores,
+        "allow_missing": args.allow_missing and not args.rankings,
+    }
+    for name, given in idle.items():
+        if given:
+            raise UserError(f"--{name} has no effect with these results: leave it")
+    return ExternalFiles(
+        name=args.external,
+        query_embeddings=tuple(args.query_embeddings or ()),
+        gallery_embeddings=tuple(args.gallery_embeddings or ()),
+        scores=args.scores,
+        rankings=tuple(args.rankings or ()),
+        query_ids=args.query_ids,
+        gallery_ids=args.gallery_ids,
+        normalise=args.normalise,
+        distances=args.distances,
+        late=args.late_interaction,
+        allow_missing=args.allow_missing,
+    )
 
 
 def protocol_of(args: argparse.Namespace) -> Protocol:
@@ -308,7 +386,7 @@ def run_plan(
     features = loading.result() if loading else load_features(*place)
     check_folder(dataset, features)
     features = replace(features, task=apply_protocol(features.task, protocol))
-    plan = plan.keep(lambda run: missing_input(features, run))
+    plan, features = plan.ready(features)
     device = select_device(gpu)
     distinct = list(dict.fromkeys(plan.runs))
     ties = output.ties or features.task.ties
@@ -356,16 +434,6 @@ def check_folder(dataset: str, features: Features) -> None:
                 f"{features.source} is of another {name} than {found[0]}; extract the features of "
                 "this folder, or name another --features_dir"
             )
-
-
-def missing_input(features: Features, run: Run) -> str | None:
-    """Which features beyond image and text a run's method reads and are not there, in words."""
-    lost = [n for n in run.method.reads if n not in BASIC_INPUTS and not features.has_query(n)]
-    lost = [f"query_{name}.npy" for name in lost]
-    for name in run.method.gallery_reads:
-        if name not in features.database_files:
-            lost.append(f"database_{name}.npy")
-    return f"no {', '.join(lost)} in {features.folder}" if lost else None
 
 
 def _page(places: Places, dataset: str, top_k: int) -> Callable:

@@ -272,7 +272,7 @@ def _evaluate(
         name: _unit_queries(features.query(name), device)
         for name in dict.fromkeys(n for r in runs for n in r.method.query_features(r.parameters))
     }
-    kinds = dict.fromkeys(["image", *(n for run in runs for n in run.method.gallery_reads)])
+    kinds = dict.fromkeys(name for run in runs for name in run.method.gallery_reads)
     database = {name: features.database(name) for name in kinds}
     prepared = list(_by_method(runs, assets))
     text = features.task.queries.text
@@ -280,14 +280,15 @@ def _evaluate(
     @torch.inference_mode()
     def search(block: Block, raw: dict[str, Tensor]) -> list[tuple[Block, dict]]:
         """Every part of a block with what the runs find in it."""
-        gallery = Gallery({name: Rows.of(rows) for name, rows in raw.items()})
+        kinds = {name: Rows.of(rows) for name, rows in raw.items()}
+        gallery = Gallery(kinds, block.database_rows(np.arange(len(block))))
         _check_rows(gallery, block, features)
         size = max(QUERIES_SCORED, PAIRS_SCORED[device.type] // len(block))
         parts = []
         for part in block.split(len(block.queries) if whole else size):
             own = {name: rows.select(part.queries) for name, rows in queries.items()}
             words = [text[query] for query in part.queries]
-            some = Queries(own, part.queries, words)
+            some = Queries(own, part.queries, words, device)
             parts.append((part, _find(part, some, gallery, prepared, ties, tops)))
         return parts
 
@@ -295,7 +296,7 @@ def _evaluate(
         searched = chain.from_iterable(progress(searches, len(blocks)))
         parts, found = zip(*searched, strict=True)
     views = {name: _all_positives(features.task, name, parts) for name in features.task.views}
-    averaged = _plan_columns(features.task)
+    averaged = plan_columns(features.task)
     evaluations = []
     for number, run in enumerate(runs):
         own = [by_run.pop(number) for by_run in found]  # of many runs, not all are kept twice
@@ -354,7 +355,7 @@ def _measure(task: Task, rankings: Mapping[str, Ranking]) -> dict[tuple[str, str
     return values
 
 
-def _plan_columns(task: Task) -> Callable[[Mapping], dict[str, float]]:
+def plan_columns(task: Task) -> Callable[[Mapping], dict[str, float]]:
     """What averages the measured values of a run to the task's columns and means."""
     tags, queries = task.queries.tags, len(task.queries)
     steps = {column.name: plan_steps(queries, column.groups, tags) for column in task.columns}
@@ -374,7 +375,7 @@ def _plan_columns(task: Task) -> Callable[[Mapping], dict[str, float]]:
 
 @dataclass(frozen=True, eq=False)
 class _UnitQueries:
-    """Query features at unit length on the device: values (d, D), and each query's row, (Q,)."""
+    """Query features on the device, mostly at unit length: values (d, D); row (Q,), or None."""
 
     values: Tensor
     row: Tensor | None
@@ -391,6 +392,8 @@ def _unit_queries(rows: QueryRows, device: torch.device) -> _UnitQueries:
     """Raises UserError for a row that is zero, infinite or NaN."""
     import torch
 
+    if not rows.is_unit:
+        return _UnitQueries(torch.from_numpy(rows.values).to(device), None)
     values = unit_features(rows.values, device, rows.place)
     if rows.of is not None:  # the mean of the unit features of a query's images
         of = torch.from_numpy(rows.of).to(device)

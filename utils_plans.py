@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from utils_evaluation import Evaluation
+    from utils_storage import Features
+
+BASIC_INPUTS = ("image", "text")  # every data set's features have these
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,9 @@ class Plan:
         """Raise UserError for a given parameter that changes nothing."""
         check_effects(self.setting.given, self.runs)
 
-    def keep(self, is_there: Callable[[Run], str | None]) -> Plan:
-        """The plan without the runs whose inputs are missing; is_there says why, or None."""
-        return self
+    def ready(self, features: Features) -> tuple[Plan, Features]:
+        """The plan and the features once these are read: runs whose inputs are missing go."""
+        return self, features
 
     @contextlib.contextmanager
     def painter(self) -> Iterator[Executor | None]:
@@ -130,7 +133,7 @@ class SinglePlan(Plan):
         return self.results / self.runs[0].variant
 
     def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
-        _write_runs(self.results, evaluations, facts, output)
+        write_runs(self.results, evaluations, facts, output)
         print(f"written to {self.folder}")
         if output.page:
             print(output.page(self.folder, evaluations))
@@ -154,16 +157,16 @@ class AllPlan(Plan):
     def folders(self) -> list[Path]:
         return [*super().folders, *(self.results / run.variant for run in self.runs)]
 
-    def keep(self, is_there: Callable[[Run], str | None]) -> AllPlan:
-        missing = {run.method.name: why for run in self.runs if (why := is_there(run))}
+    def ready(self, features: Features) -> tuple[AllPlan, Features]:
+        missing = {r.method.name: why for r in self.runs if (why := _missing_input(features, r))}
         for name, why in missing.items():
             print(f"left out: {name} ({why})", file=sys.stderr)
-        return replace(self, left_out=frozenset(missing))
+        return replace(self, left_out=frozenset(missing)), features
 
     def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
         from utils_tables import write_rows
 
-        rows = _write_runs(self.results, evaluations, facts, output)
+        rows = write_runs(self.results, evaluations, facts, output)
         write_rows(self.folder / "mAP_table.csv", rows)
         shutil.rmtree(self.folder / "report", ignore_errors=True)
         print(f"written to {self.folder} and {len(rows)} folders beside it")
@@ -171,7 +174,17 @@ class AllPlan(Plan):
             print(output.page(self.folder, evaluations))
 
 
-def _write_runs(
+def _missing_input(features: Features, run: Run) -> str | None:
+    """Which features beyond image and text a run's method reads and are not there, in words."""
+    lost = [n for n in run.method.reads if n not in BASIC_INPUTS and not features.has_query(n)]
+    lost = [f"query_{name}.npy" for name in lost]
+    for name in run.method.gallery_reads:
+        if name not in features.database_files:
+            lost.append(f"database_{name}.npy")
+    return f"no {', '.join(lost)} in {features.folder}" if lost else None
+
+
+def write_runs(
     results: Path, evaluations: Sequence[Evaluation], facts: Mapping, output: Output
 ) -> list[dict[str, str]]:
     """Write each run's folder, print the table and the warnings; the rows of the table."""

@@ -79,12 +79,14 @@ class TextParameters:
 class Queries:
     """The features of some queries, unit rows (Q, D), by name: image, text, and further inputs.
 
-    number: int64 array (Q,), their rows in the task. words: their texts, Q strings.
+    number: int64 array (Q,), their rows in the task. words: their texts, Q strings. device: where
+    scores are to be.
     """
 
     features: Mapping[str, Tensor]
     number: Any = None
     words: Sequence[str] = ()
+    device: Any = "cpu"
 
     def __getitem__(self, name: str) -> Tensor:
         return self.features[name]
@@ -125,10 +127,12 @@ class Rows:
 class Gallery:
     """The rows that some queries search, and the questions a method may ask of them.
 
-    kinds: features of the rows by name; "image" is always there.
+    kinds: features of the rows by name, those that the runs read. number: int64 array (N,), the
+    rows in the task, increasing.
     """
 
     kinds: Mapping[str, Rows]
+    number: Any = None
     _remembered: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -137,7 +141,7 @@ class Gallery:
         return cls({"image": Rows.of(raw)})
 
     def __len__(self) -> int:
-        return len(self.kinds["image"].raw)
+        return len(next(iter(self.kinds.values())).raw)
 
     def similarity(self, vectors: Tensor, mean: Tensor | None = None, of: str = "image") -> Tensor:
         """V (X - m)': (V, D) against all rows -> (V, N); mean: (D,) or None for zero."""

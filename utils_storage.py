@@ -231,12 +231,14 @@ class QueryRows:
 
     row: int64 (Q,), the row of values of each query; None: query i has row i. of: int64 (Q, m) of
     queries of several images or texts, -1 behind the last, or None. place: what an error names.
+    is_unit: rows count as vectors of unit length; False: as they are.
     """
 
     values: np.ndarray
     place: str
     row: np.ndarray | None = None
     of: np.ndarray | None = None
+    is_unit: bool = True
 
     def __len__(self) -> int:
         return len(self.values if self.row is None else self.row)
@@ -249,7 +251,7 @@ class Features:
     source: the file that says what these features are; manifest: its content, None for pickles.
     image_row, text_row: for each query the rows of its distinct images and texts, of which it may
     have several; None where each query has its own. image_row points into the database's images
-    where there is no file of query images.
+    where there is no file of query images. as_they_are: query features that are not normalised.
     """
 
     backbone: str
@@ -261,6 +263,7 @@ class Features:
     manifest: dict | None
     image_row: list[list[int]] | None = None
     text_row: list[list[int]] | None = None
+    as_they_are: frozenset[str] = frozenset()
 
     @property
     def dim(self) -> int:
@@ -283,6 +286,8 @@ class Features:
         file = self.query_files[name]
         values = file.read(slice(0, file.shape[0])).astype(np.float32, copy=False)
         place = f"{self.folder}: {QUERY_WORDS.get(name, name)} features of the queries"
+        if name in self.as_they_are:
+            return QueryRows(values, place, is_unit=False)
         return _query_rows(values, place, self.rows_of(name))
 
     def rows_of(self, name: str) -> list[list[int]] | None:

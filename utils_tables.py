@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,7 @@ def result_row(evaluation: Evaluation, facts: dict[str, str]) -> dict[str, str]:
         "backbone": evaluation.backbone,
         "method": evaluation.method,
         "variant": evaluation.variant,
-        **{name: f"{value:.2f}" for name, value in evaluation.means().items()},
+        **{name: show_percent(value) for name, value in evaluation.means().items()},
         "queries": str(len(evaluation.task.queries)),
         **group_counts(evaluation.task),
         "seconds": f"{evaluation.seconds:.2f}",
@@ -43,6 +44,11 @@ def result_row(evaluation: Evaluation, facts: dict[str, str]) -> dict[str, str]:
         **{name: value for name, value in facts.items() if name != "dataset"},
     }
     return {name: value for name, value in row.items() if value or name not in OPTIONAL}
+
+
+def show_percent(value: float) -> str:
+    """A figure with two decimals, "-" where there is none."""
+    return "-" if math.isnan(value) else f"{value:.2f}"
 
 
 def group_counts(task: Task) -> dict[str, str]:

@@ -1,0 +1,107 @@
+"""What a command that judges somebody else's results runs and writes."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from external.results import External, ExternalFiles, read_external
+from utils import file_safe
+from utils_evaluation import Evaluation, plan_columns
+from utils_plans import Output, Plan, write_runs
+from utils_retrieval import NoParameters
+from utils_runs import Run
+from utils_storage import Features
+
+NOT_COVERED = math.nan  # a figure that depends on rows that no list names
+
+
+@dataclass(frozen=True)
+class ExternalPlan(Plan):
+    """One row for results that were brought: of several draws their mean, of short lists what the
+    lists decide."""
+
+    files: ExternalFiles
+    external: External | None = field(default=None, compare=False)
+
+    @property
+    def variant(self) -> str:
+        """The name of the results' folder."""
+        return file_safe("_".join([f"external_{self.files.name}", *self.setting.words]))
+
+    @property
+    def runs(self) -> list[Run]:
+        methods = self.external.methods if self.external else ()
+        return [Run(method, NoParameters(), self.variant) for method in methods]
+
+    @property
+    def folder(self) -> Path:
+        return self.results / self.variant
+
+    def ready(self, features: Features) -> tuple[ExternalPlan, Features]:
+        external = read_external(self.files, features)
+        for line in external.lines:
+            print(line, file=sys.stderr)
+        return replace(self, external=external), external.features
+
+    def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
+        notes = [facts.get("notes"), *self.external.lines]
+        evaluations = [without_missing(e, self.external.missing) for e in evaluations]
+        if self.external.truncated is not None:
+            judged, said = what_lists_decide(evaluations, self.external.truncated)
+        else:
+            judged, said = mean_of_draws(evaluations)
+        for line in said:
+            print(line, file=sys.stderr)
+        facts = {**facts, "notes": "; ".join(filter(None, [*notes, *said]))}
+        write_runs(self.results, [judged], facts, output)
+        print(f"written to {self.folder}")
+        if output.page:
+            print(output.page(self.folder, [judged]))
+
+
+def without_missing(evaluation: Evaluation, missing: np.ndarray | None) -> Evaluation:
+    """Queries without results score 0 in every measure, and stay in the means."""
+    if missing is None or not missing.any():
+        return evaluation
+    values = {key: np.where(missing, 0.0, value) for key, value in evaluation.values.items()}
+    return replace(evaluation, values=values, columns=plan_columns(evaluation.task)(values))
+
+
+def what_lists_decide(
+    evaluations: Sequence[Evaluation], shortest: int
+) -> tuple[Evaluation, list[str]]:
+    """The figures that do not depend on rows that no list names, and the bounds of the others.
+
+    evaluations: of the lists, and of the positives that are not listed right behind and last.
+    """
+    lists, best, worst = evaluations
+    keys = [key for key in lists.values if np.array_equal(best.values[key], worst.values[key])]
+    columns, said = {}, []
+    for name, value in lists.columns.items():
+        low, high = worst.columns[name], best.columns[name]
+        columns[name] = value if low == high else NOT_COVERED
+        if low != high:
+            said.append(f"{name} lies between {low:.2f} and {high:.2f}")
+    if said:
+        said = [f"the lists end at rank {shortest}: {', '.join(said)}"]
+    values = {key: lists.values[key] for key in keys}
+    return replace(lists, values=values, columns=columns), said
+
+
+def mean_of_draws(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, list[str]]:
+    """The mean over the draws of a system that draws, and the spread (N - 1) of each figure."""
+    first = evaluations[0]
+    if len(evaluations) == 1:
+        return first, []
+    values = {k: np.mean([e.values[k] for e in evaluations], axis=0) for k in first.values}
+    of = {name: [e.columns[name] for e in evaluations] for name in first.columns}
+    columns = {name: float(np.mean(found)) for name, found in of.items()}
+    spread = ", ".join(f"{name} +- {np.std(found, ddof=1):.2f}" for name, found in of.items())
+    said = [f"mean of {len(evaluations)} draws: {spread}; rankings are the first draw's"]
+    return replace(first, values=values, columns=columns), said
