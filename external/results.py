@@ -290,7 +290,7 @@ def _of_rankings(files: ExternalFiles, features: Features) -> External:
         for place in places
     )
     lines = (*lists.lines, _digests(files.rankings))
-    shortest = int(sizes[~missing].min(initial=0)) if ends_early else None
+    shortest = int(sizes[~missing].min()) if ends_early else None
     return External(features, methods, shortest, lines, missing)
 
 

@@ -1,0 +1,341 @@
+"""Results of other systems: what is read, how it is judged, and what is refused."""
+
+import csv
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+from native import world_arguments, write_native_world
+
+import run_retrieval
+from external.ids import match_ids
+from utils import UserError
+from utils_storage import load_features
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_native_world(tmp_path_factory.mktemp("external"))
+
+
+@pytest.fixture(scope="module")
+def features(world):
+    return load_features(world / "features", "clip", "icir")
+
+
+def judge(world: Path, *flags: str) -> subprocess.CompletedProcess:
+    words = [str(flag) for flag in flags]
+    command = [sys.executable, "run_retrieval.py", *world_arguments(world), *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def row_of(world: Path, variant: str) -> dict[str, str]:
+    with open(world / "results/icir" / variant / "mAP_table.csv", newline="") as file:
+        return list(csv.DictReader(file))[-1]
+
+
+@pytest.fixture(scope="module")
+def own(world):
+    """The row of our own image method, with its scores."""
+    done = judge(world, "--method", "image")
+    assert done.returncode == 0, done.stderr
+    return row_of(world, "image")
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def vectors(features) -> tuple[np.ndarray, np.ndarray]:
+    database = features.database("image")
+    return features.query("image").values, database.read(slice(0, database.shape[0]))
+
+
+# --- embeddings --------------------------------------------------------------------------------
+
+
+def test_embeddings_give_our_own_figures(world, features, own, tmp_path):
+    query, gallery = vectors(features)
+    np.save(tmp_path / "q.npy", query.astype(np.float64))
+    np.save(tmp_path / "g_2.npy", gallery[500:])
+    np.save(tmp_path / "g_1.npy", gallery[:500])
+    files = ["--query_embeddings", tmp_path / "q.npy", "--gallery_embeddings"]
+    files += [tmp_path / "g_2.npy", tmp_path / "g_1.npy"]
+    done = judge(world, "--external", "them", *files)
+    assert done.returncode == 2
+    assert "say --normalise (cosine) or --no-normalise" in done.stderr
+    done = judge(world, "--external", "them", *files, "--normalise")
+    assert done.returncode == 0, done.stderr
+    row = row_of(world, "external_them")
+    assert [row[name] for name in ("mAP", "mmAP", "minmAP")] == [
+        own[name] for name in ("mAP", "mmAP", "minmAP")
+    ]
+    assert "sha256" in row["notes"]
+    assert row["method"] == "external_them"
+
+
+def test_embeddings_by_id_in_any_order_and_several_draws(world, features, own, tmp_path):
+    query, gallery = map(unit, vectors(features))
+    order = np.random.default_rng(0).permutation(len(gallery))
+    np.save(tmp_path / "g.npy", gallery[order])
+    paths = [features.task.gallery.path[row].removesuffix(".jpg") for row in order]
+    (tmp_path / "ids.txt").write_text("\n".join(["id", *paths]))
+    noise = np.random.default_rng(1).normal(size=query.shape)
+    for draw, strength in enumerate((0.0, 0.3)):
+        np.save(tmp_path / f"seed{draw}.npy", unit(query + strength * noise).astype(np.float32))
+    flags = ["--query_embeddings", tmp_path / "seed0.npy", tmp_path / "seed1.npy"]
+    flags += ["--gallery_embeddings", tmp_path / "g.npy", "--gallery_ids", tmp_path / "ids.txt"]
+    done = judge(world, "--external", "drawn", *flags)
+    if len(set(paths)) < len(paths):
+        pytest.skip("paths repeat in this world")
+    assert done.returncode == 0, done.stderr
+    assert "without ./ and image suffix" in done.stderr
+    assert "mean of 2 draws" in row_of(world, "external_drawn")["notes"]
+    done = judge(world, "--external", "first", flags[0], flags[1], *flags[3:])
+    assert row_of(world, "external_first")["mAP"] == own["mAP"]
+
+
+@pytest.mark.parametrize("kind", ["max", "maxsim", "mean"])
+def test_late_interaction_is_its_definition(kind):
+    import torch
+
+    from external.results import late_interaction
+
+    generator = torch.Generator().manual_seed(0)
+    query, rows = (torch.randn(n, 3, 5, generator=generator) for n in (4, 6))
+    scores = late_interaction(query, rows, kind)
+    for q in range(4):
+        for n in range(6):
+            pairs = query[q] @ rows[n].T
+            expected = {
+                "max": pairs.max(),
+                "maxsim": pairs.max(1).values.sum(),
+                "mean": query[q].mean(0) @ rows[n].mean(0),
+            }[kind]
+            assert torch.allclose(scores[q, n], expected, atol=1e-5)
+
+
+# --- scores and lists --------------------------------------------------------------------------
+
+
+def test_a_score_matrix_gives_our_own_figures(world, features, own, tmp_path):
+    query, gallery = map(unit, vectors(features))
+    np.save(tmp_path / "s.npy", query @ gallery.T)
+    done = judge(world, "--external", "matrix", "--scores", tmp_path / "s.npy")
+    assert done.returncode == 0, done.stderr
+    assert row_of(world, "external_matrix")["mAP"] == own["mAP"]
+    np.save(tmp_path / "d.npy", 1 - query @ gallery.T)
+    done = judge(world, "--external", "far", "--scores", tmp_path / "d.npy", "--distances")
+    assert row_of(world, "external_far")["mAP"] == own["mAP"]
+    folder = tmp_path / "by instance"
+    folder.mkdir()
+    instances = np.array(features.task.queries.tags["instance"])
+    for name in set(instances):
+        members = np.flatnonzero(instances == name)
+        rows = features.task.sets[features.task.pool[members[0]]]
+        np.save(folder / f"{name}.npy", (query @ gallery.T)[np.ix_(members, rows)])
+    done = judge(world, "--external", "blocks", "--scores", folder)
+    assert done.returncode == 0, done.stderr
+    assert row_of(world, "external_blocks")["mAP"] == own["mAP"]
+
+
+def ranked_lists(features, length: int | None) -> dict[str, list[str]]:
+    query, gallery = map(unit, vectors(features))
+    scores, lists = query @ gallery.T, {}
+    for number in range(len(query)):
+        rows = features.task.sets[features.task.pool[number]]
+        best = rows[np.argsort(-scores[number, rows], kind="stable")]
+        lists[f"query_{number:06d}"] = [f"d{row:07d}" for row in best[:length]]
+    return lists
+
+
+def test_whole_lists_give_our_own_figures_and_short_ones_what_they_decide(
+    world, features, own, tmp_path
+):
+    for name, length in (("whole", None), ("short", 20)):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(ranked_lists(features, length)))
+        flags = ("--rankings", path, "--metrics", "Hit@5", "Hit@50")
+        done = judge(world, "--external", name, *flags)
+        assert done.returncode == 0, done.stderr
+    whole, short = row_of(world, "external_whole"), row_of(world, "external_short")
+    assert whole["mAP"] == own["mAP"]
+    assert (short["mAP"], short["Hit@50"], short["Hit@5"]) == ("-", "-", whole["Hit@5"])
+    assert "the lists end at rank 20" in short["notes"]
+    low, high = (
+        float(word)
+        for word in short["notes"].split("mAP lies between ")[1].split(",")[0].split()
+        if word != "and"
+    )
+    assert low < float(whole["mAP"]) < high
+
+
+def test_forms_of_one_list_give_the_same(world, features, tmp_path):
+    lists = ranked_lists(features, None)
+    scored = {q: {d: len(rows) - i for i, d in enumerate(rows)} for q, rows in lists.items()}
+    (tmp_path / "scored.json").write_text(json.dumps(scored))
+    lines = [
+        f"{q} Q0 {d} {i} {len(rows) - i} them"
+        for q, rows in lists.items()
+        for i, d in enumerate(rows, 1)
+    ]
+    (tmp_path / "run.trec").write_text("\n".join(lines))
+    rows = [f"{q},{d},{s}" for q, entries in scored.items() for d, s in entries.items()]
+    (tmp_path / "run.csv").write_text("\n".join(["query_id,gallery_id,score", *rows]))
+    for path in ("scored.json", "run.trec", "run.csv"):
+        done = judge(world, "--external", path, "--rankings", tmp_path / path)
+        assert done.returncode == 0, done.stderr
+    figures = {
+        row_of(world, f"external_{n}")["mAP"] for n in ("scored.json", "run.trec", "run.csv")
+    }
+    assert len(figures) == 1
+
+
+# --- ids ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "rule"),
+    [
+        (["a/1.jpg"], ["a/1.jpg", "b/1.jpg"], "as they are"),
+        (["./a/1"], ["a/1.jpg", "b/1.jpg"], "without ./ and image suffix"),
+        (["dev-1"], ["./dev/dev-1.png", "dev/dev-2.png"], "by file name"),
+        (["271520"], ["unlabeled2017/000000271520.jpg"], "by number"),
+        (["query_000001"], ["x", "y"], "as row numbers"),
+    ],
+)
+def test_ids_match_by_the_first_rule_that_keeps_all_apart(given, known, rule):
+    matched = match_ids(given, known)
+    assert matched.rule.startswith(rule)
+    assert (matched.rows >= 0).all()
+
+
+def test_a_rule_that_would_mix_up_two_images_is_not_used():
+    matched = match_ids(["1"], ["a/1.jpg", "b/1.jpg"])
+    assert (matched.rows < 0).all()
+
+
+# --- mistakes ----------------------------------------------------------------------------------
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+def edited(change) -> callable:
+    """A list file with one change."""
+
+    def write(folder: Path, features) -> list:
+        lists = ranked_lists(features, 5)
+        change(lists)
+        (folder / "lists.json").write_text(json.dumps(lists))
+        return ["--rankings", folder / "lists.json"]
+
+    return write
+
+
+def matrix_with(value: float):
+    def write(folder: Path, features) -> list:
+        scores = np.zeros((len(features.task.queries), len(features.task.gallery)))
+        scores[3, 5] = value
+        return ["--scores", save(folder / "s.npy", scores)]
+
+    return write
+
+
+def embeddings(rows: int = 0, width: int = 96, value: float = 1.0, **options):
+    def write(folder: Path, features) -> list:
+        query = np.full((len(features.task.queries) + rows, width), value, np.float32)
+        gallery = np.ones((len(features.task.gallery), 96), np.float32)
+        gallery[options.get("zero", 0)] = 0 if "zero" in options else 1
+        files = [save(folder / f"{n}.npy", a) for n, a in (("q", query), ("g", gallery))]
+        flags = ["--query_embeddings", files[0], "--gallery_embeddings", files[1]]
+        return [*flags, "--normalise"]
+
+    return write
+
+
+def text_file(name: str, content: str):
+    def write(folder: Path, features) -> list:
+        (folder / name).write_text(content)
+        return ["--rankings", folder / name]
+
+    return write
+
+
+MISTAKES = {
+    "nothing": (lambda f, w: [], "--external takes one of"),
+    "two kinds": (lambda f, w: ["--scores", "a", "--rankings", "b"], "--external takes one of"),
+    "one side": (lambda f, w: ["--query_embeddings", "a"], "belong together"),
+    "no effect": (
+        lambda f, w: ["--scores", "a", "--allow_missing"],
+        "--allow_missing has no effect",
+    ),
+    "no file": (lambda f, w: ["--rankings", f / "none.json"], "none.json is no file"),
+    "a missing query": (edited(lambda o: o.popitem()), "1 of 70 queries have no list"),
+    "an unknown query": (edited(lambda o: o.update(nobody=["d0000001"])), "query ids are unknown"),
+    "an unknown image": (
+        edited(lambda o: o["query_000003"].append("nothing.jpg")),
+        "gallery ids are unknown to the data set, 'nothing.jpg'",
+    ),
+    "an image twice": (
+        edited(lambda o: o["query_000003"].append(o["query_000003"][0])),
+        "1 images are listed twice",
+    ),
+    "a list of lists": (edited(lambda o: o.update(query_000003=[[1]])), "a list of ids, or an"),
+    "a score that is none": (
+        edited(lambda o: o.update(query_000003={"d0000001": "x"})),
+        "'x' is no",
+    ),
+    "an endless score": (
+        edited(lambda o: o.update(query_000003={"d0000001": float("nan")})),
+        "is no finite number",
+    ),
+    "no JSON": (text_file("a.json", '{"a": '), "is not valid JSON"),
+    "no header": (text_file("a.csv", "a,b\n1,2\n"), "the header query_id,gallery_id"),
+    "a short line": (text_file("a.trec", "q000000 Q0 d0000001 1\n"), "line 1: qid Q0 docid"),
+    "rising scores": (
+        text_file("a.trec", "q000000 Q0 d0000001 1 1 x\nq000000 Q0 d0000002 2 5 x\n"),
+        "line 2: the score rises",
+    ),
+    "a NaN score": (matrix_with(np.nan), "query 4 has a NaN"),
+    "rows too many": (embeddings(rows=3), "73 rows, but the data set has 70 query rows"),
+    "another width": (embeddings(width=12), "they come from different models"),
+    "a NaN": (embeddings(value=np.nan), "70 rows hold NaN or infinity, the first 1, 2, 3"),
+    "a zero row": (embeddings(zero=41), "row 42 is zero"),
+}
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_a_mistake_is_one_line_and_nothing_is_written(world, features, tmp_path, name, monkeypatch):
+    write, message = MISTAKES[name]
+    flags = [str(flag) for flag in write(tmp_path, features)]
+    monkeypatch.setattr(run_retrieval, "quick_imports", nullcontext)  # is for a process's start
+    out = tmp_path / "out"
+    command = [*world_arguments(world), "--external", "x", *flags, "--results_dir", str(out)]
+    with pytest.raises(UserError) as refused:
+        run_retrieval.main(command)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not out.exists()
+
+
+def test_missing_queries_score_0_where_that_is_allowed(world, features, tmp_path):
+    lists = ranked_lists(features, None)
+    gone = [lists.pop(f"query_{n:06d}") for n in range(35)]
+    assert gone
+    (tmp_path / "half.json").write_text(json.dumps(lists))
+    flags = ("--rankings", tmp_path / "half.json", "--allow_missing")
+    done = judge(world, "--external", "half", *flags)
+    assert done.returncode == 0, done.stderr
+    with open(world / "results/icir/external_half/APs.csv", newline="") as file:
+        values = [float(row["AP"]) for row in csv.DictReader(file)]
+    assert values[:35] == [0.0] * 35
+    assert any(values[35:])
