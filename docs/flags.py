@@ -93,13 +93,18 @@ def _flag_row(action: argparse.Action) -> tuple[str, str, str]:
     text, default = re.fullmatch(r"(.*?)(?: \(default: (.*)\))?", action.help, re.DOTALL).groups()
     if default is None and action.required:
         default = "required"
-    elif default is None and action.nargs == 0:
+    elif default is None and action.nargs == 0 and not _is_open(action):
         default = "off"
     choices = [str(choice) for choice in action.choices or ()]
     if len(choices) > MOST_IN_FLAG:
         text += ": " + ", ".join(map(code, choices))
     is_name = default and " " not in default and default not in ("on", "off", "required")
     return code(_spelling(action)), prose(text), code(default) if is_name else prose(default or "")
+
+
+def _is_open(action: argparse.Action) -> bool:
+    """Whether a switch that is not given is neither on nor off."""
+    return isinstance(action, argparse.BooleanOptionalAction) and action.default is None
 
 
 def _spelling(action: argparse.Action) -> str:
