@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from external import ExternalFiles
     from utils_evaluation import Evaluation
     from utils_storage import Features
+    from utils_task import Task
 
 REPORT_TOP_K = 10
 USUAL_SYNTHETIC = "synthetic_data"  # a folder of that name is no departure
@@ -165,6 +166,14 @@ def _add_several(group: argparse._ArgumentGroup) -> None:
         metavar=("RUN_A", "RUN_B"),
         help="compare two result folders query by query; runs nothing",
     )
+    add_flag(
+        group,
+        "check_submission",
+        type=Path,
+        metavar="FILE",
+        help="check a file for the data set's evaluation server, and score it where there is "
+        "ground truth; runs nothing",
+    )
 
 
 def _add_parameter(
@@ -218,11 +227,18 @@ def main(argv: list[str]) -> None:
     """Run the command. Raises UserError, before anything is written, for a user's mistake."""
     args = build_parser().parse_args(argv)
     if args.compare:
-        _check_alone(argv)
+        _check_alone(argv, "--compare")
         from report import compare_runs
 
         run_a, run_b = args.compare
         compare_runs(run_a, run_b, run_b / f"against_{run_a.resolve().name}")
+        return
+    if args.check_submission:
+        _check_alone(argv, "--check_submission", "--dataset", "--data_dir")
+        from benchmarks import read_task
+        from utils_submissions import check_file
+
+        print("\n".join(check_file(read_task(args.dataset, args.data_dir), args.check_submission)))
         return
     plan = plan_of(args)
     for folder in plan.folders:
@@ -234,12 +250,16 @@ def main(argv: list[str]) -> None:
         run_plan(plan, places, args.dataset, args.gpu, protocol_of(args), output)
 
 
-def _check_alone(argv: list[str]) -> None:
-    """Raise UserError for a flag beside --compare, also for one that restates a default."""
-    given = {word.partition("=")[0] for word in argv if word.startswith("--")}
-    others = sorted(given - {"--compare"})
+def _check_alone(argv: list[str], flag: str, *read: str) -> None:
+    """Raise UserError for a flag beside this one and those that it reads.
+
+    Also for one that restates a default.
+    """
+    given = {word.partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    others = sorted(given - {name.replace("-", "_") for name in (flag, *read)})
     if others:
-        raise UserError(f"{others[0]} has no effect with --compare: leave it")
+        name = others[0].replace("__", "--", 1)
+        raise UserError(f"{name} has no effect with {flag}: leave it")
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -398,7 +418,7 @@ def run_plan(
             load_assets(places, features, distinct, device),
             device,
             ties=ties,
-            tops={features.task.main_view: top_k},
+            tops=_rankings(features.task, top_k),
             progress=lambda blocks, count: tqdm(
                 blocks, total=count, unit="gallery", disable=None, leave=False
             ),
@@ -421,6 +441,14 @@ def run_plan(
     plan.write([found[run] for run in plan.runs], facts, output)
     for line in (*describe_unranked(features.task), *describe_left_out(features.manifest)):
         print(line, file=sys.stderr)
+
+
+def _rankings(task: Task, top_k: int) -> dict[str, int]:
+    """How many of the best rows are needed: view -> rows, for rankings and submissions."""
+    tops = {task.main_view: top_k}
+    for submission in task.submitted:
+        tops[submission.view] = max(submission.k, tops.get(submission.view, 0))
+    return tops
 
 
 def check_folder(dataset: str, features: Features) -> None:

@@ -218,11 +218,15 @@ def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence]
         writer.writerows(rows)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text (UTF-8), whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | Path, content: dict | list) -> None:
     """Write JSON (UTF-8, indented), whole or not at all."""
-    with atomic_path(path) as temporary:
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | Path) -> dict:

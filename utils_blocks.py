@@ -64,12 +64,14 @@ class Block:
 
     queries: int64 (q,), rows of the task. rows: the database rows, a slice where they are
     contiguous, else increasing int64 (n,). views: the judged pairs of each view, as indices into
-    queries and rows.
+    queries and rows. copies: rows that show what an earlier one shows, and that one, as indices
+    into rows, int64 (2, c), or None.
     """
 
     queries: np.ndarray
     rows: slice | np.ndarray
     views: Mapping[str, Judged]
+    copies: np.ndarray | None = None
 
     def database_rows(self, positions: np.ndarray) -> np.ndarray:
         """Positions in the block as rows of the database; -1 stays -1."""
@@ -113,7 +115,7 @@ def _make_block(task: Task, queries: np.ndarray) -> Block:
         rows = slice(0, len(task.gallery))
     elif len(rows) and rows[-1] - rows[0] + 1 == len(rows):
         rows = slice(int(rows[0]), int(rows[-1]) + 1)
-    block = Block(queries, rows, {})
+    block = Block(queries, rows, {}, _copies(task, rows))
     views = {}
     for name, view in task.views.items():
         excluded = _cells(task, block, view.excluded, "excluded", must_be_there=False)
@@ -121,6 +123,14 @@ def _make_block(task: Task, queries: np.ndarray) -> Block:
         positives = _cells(task, block, view.positives, "positive")
         views[name] = Judged(positives or _no_cells(), excluded, candidates)
     return replace(block, views=views)
+
+
+def _copies(task: Task, rows: slice | np.ndarray) -> np.ndarray | None:
+    if task.gallery.copy_of is None:
+        return None
+    _, first, number = np.unique(task.gallery.copy_of[rows], return_index=True, return_inverse=True)
+    copy = np.flatnonzero(first[number] != np.arange(len(number)))
+    return np.stack([copy, first[number][copy]]) if len(copy) else None
 
 
 def _no_cells() -> Cells:

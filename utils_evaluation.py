@@ -171,12 +171,26 @@ def _find(
         states = p.method.observe(p.points, queries, gallery)
         pairs = zip(p.numbers, p.method.scores(states, queries, gallery), strict=True)
         for some in _batches(pairs, SCORES_RANKED // (len(block) * len(block.queries))):
-            numbers, scores = zip(*some, strict=True)
+            numbers = [number for number, _ in some]
+            scores = [_with_copies(block, own) for _, own in some]
             for name, judged in block.views.items():
                 ranked = _rank(judged, scores, ties, tops.get(name, 0))
                 for number, own in zip(numbers, ranked, strict=True):
                     found.setdefault(number, {})[name] = own
     return found
+
+
+def _with_copies(block: Block, scores: Tensor) -> Tensor:
+    """Scores (q, n) in which a picture's copies score as the first does.
+
+    A product of matrices may part equal columns by the last bit, which would decide ties.
+    """
+    import torch
+
+    if block.copies is None:
+        return scores
+    copy, first = torch.from_numpy(block.copies).to(scores.device)
+    return scores.index_copy(1, copy, scores[:, first])
 
 
 def _rank(judged: Judged, scores: Sequence[Tensor], ties: str, top_k: int) -> list[_Found]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from methods import find_method, flags_of, list_methods
 from utils import UserError
@@ -80,6 +80,7 @@ class Plan:
 
     results: Path
     setting: Setting
+    compares: ClassVar[bool] = False  # points by a column, which hidden ground truth has not
 
     @property
     def runs(self) -> list[Run]:
@@ -100,7 +101,15 @@ class Plan:
         check_effects(self.setting.given, self.runs)
 
     def ready(self, features: Features) -> tuple[Plan, Features]:
-        """The plan and the features once these are read: runs whose inputs are missing go."""
+        """The plan and the features once these are read: runs whose inputs are missing go.
+
+        Raises UserError if there is nothing to compare points by: hidden ground truth.
+        """
+        if self.compares and not features.task.columns:
+            raise UserError(
+                f"the ground truth of {features.task.name} is hidden: points cannot be compared; "
+                "run one with --method and send its files to the evaluation server"
+            )
         return self, features
 
     @contextlib.contextmanager
@@ -198,12 +207,25 @@ def write_runs(
     )
 
     rows = [result_row(evaluation, facts) for evaluation in evaluations]
-    for evaluation, row in zip(evaluations, rows, strict=True):
-        write_results(results / evaluation.variant, evaluation, row, output.top_k)
+    submissions = [_submissions(evaluation) for evaluation in evaluations]  # checked, all of them
+    for evaluation, row, files in zip(evaluations, rows, submissions, strict=True):
+        write_results(results / evaluation.variant, evaluation, row, output.top_k, files)
     task = evaluations[0].task
     print(format_table(rows, console_columns(task)))
+    if submissions[0]:
+        print(f"for the evaluation server: {' and '.join(submissions[0])} in each folder")
     _warn([*describe_task(task), *describe_ties(evaluations, facts["ties"])])
     return rows
+
+
+def _submissions(evaluation: Evaluation) -> dict[str, str]:
+    """The files that a run submits: name -> text."""
+    if not evaluation.task.submitted:
+        return {}
+    from utils_submissions import submission_files
+
+    top_rows = {name: ranking.top_rows for name, ranking in evaluation.views.items()}
+    return submission_files(evaluation.task, top_rows)
 
 
 def _warn(lines: Sequence[str]) -> None:
@@ -221,6 +243,7 @@ class AblationPlan(Plan):
     """The table of a method's components, in one go."""
 
     method: str
+    compares: ClassVar[bool] = True
 
     @cached_property
     def full(self) -> Run:
@@ -269,6 +292,7 @@ class SweepPlan(Plan):
 
     method: str
     sweep: tuple[str, ...]
+    compares: ClassVar[bool] = True
 
     @cached_property
     def axes(self) -> dict[str, list]:

@@ -13,11 +13,47 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import Layout
+from benchmarks import Layout, list_benchmarks
 from benchmarks.annotations import load_json
 from utils import UserError
 from utils_metrics import measure, parse_measure, reduce
 from utils_task import Submission, Task
+
+
+def submission_files(task: Task, top_rows: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """What a run submits: file name -> text. top_rows: view -> rows (Q, K), best first, K >= k.
+
+    Raises UserError if a list breaks the task's rules.
+    """
+    layouts = list_benchmarks()[task.name].submissions if task.submitted else {}
+    return {
+        s.file: format_submission(task, s, layouts[s.layout], top_rows[s.view][:, : s.k])
+        for s in task.submitted
+    }
+
+
+def find_submission(task: Task, path: Path) -> tuple[Submission, Layout]:
+    """Which of a task's submissions a file is, by its constant entries, and its form.
+
+    Raises UserError if it is none of them, or the task has none.
+    """
+    if not task.submissions:
+        raise UserError(f"{task.name} has no evaluation server: nothing is submitted")
+    content = _read_object(path)
+    layouts = list_benchmarks()[task.name].submissions
+    found = [(s, layouts[s.layout]) for s in task.submissions]
+    for submission, layout in found:
+        if all(content.get(key) == value for key, value in layout.header.items()):
+            return submission, layout
+    forms = " or ".join(json.dumps(dict(layout.header)) for _, layout in found)
+    raise UserError(f"{path} is none of {task.name}'s submissions: it has to begin with {forms}")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = load_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; see the server's example")
+    return content
 
 
 def format_submission(task: Task, submission: Submission, layout: Layout, rows: np.ndarray) -> str:
@@ -37,9 +73,7 @@ def read_submission(task: Task, submission: Submission, layout: Layout, path: Pa
     Raises UserError, naming the file and the entry, unless it is what a server takes: its constant
     entries, every query once, and nothing that check_rows refuses.
     """
-    content = load_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; see the server's example")
+    content = _read_object(path)
     for key, value in layout.header.items():
         if content.pop(key, None) != value:
             raise UserError(f"{path}: {key!r} has to be {value!r}")
@@ -157,3 +191,22 @@ def listed_ranks(
         ranks.append(np.where(hit.any(1), hit.argmax(1), len(task.gallery)))
         query.append(np.full(len(wanted), number))
     return np.concatenate(ranks), np.concatenate(query), task.sets.sizes(positives)
+
+
+# ---------------------------------------------------------------------------------------------
+# --check_submission
+# ---------------------------------------------------------------------------------------------
+
+
+def check_file(task: Task, path: Path) -> list[str]:
+    """The lines that say that a submission file is right and, with ground truth, what it scores.
+
+    Raises UserError if it is not right.
+    """
+    submission, layout = find_submission(task, path)
+    rows = read_submission(task, submission, layout, path)
+    right = f"{path}: right for {task.name}, {submission.file}: {len(rows)} queries"
+    values = score_submission(task, submission, rows)
+    width = max(map(len, values), default=0)
+    lines = [f"{name:<{width}}  {value:.2f}" for name, value in values.items()]
+    return [f"{right} of {submission.k} images each", *lines]

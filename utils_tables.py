@@ -6,13 +6,13 @@ import csv
 import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from utils import UserError, locked, write_csv
+from utils import UserError, locked, write_csv, write_text
 from utils_evaluation import Evaluation
 from utils_task import Task
 
@@ -67,10 +67,17 @@ def console_columns(task: Task) -> list[str]:
     return ["method", "variant", *means, "queries", *group_counts(task), "tied_queries", "seconds"]
 
 
-def write_results(folder: Path, evaluation: Evaluation, row: dict[str, str], top_k: int) -> None:
+def write_results(
+    folder: Path,
+    evaluation: Evaluation,
+    row: dict[str, str],
+    top_k: int,
+    submissions: Mapping[str, str] | None = None,
+) -> None:
     """Write a run's folder: a row added to mAP_table.csv, APs.csv, and top{K}.csv if K is not 0.
 
-    What an earlier run left of rankings is removed. One process writes at a time. Raises UserError,
+    submissions: file name -> text, of files for evaluation servers. What an earlier run left of
+    rankings is removed. One process writes at a time. Raises UserError,
     with nothing changed, if its table cannot be read.
     """
     with locked(folder):
@@ -81,18 +88,19 @@ def write_results(folder: Path, evaluation: Evaluation, row: dict[str, str], top
         shutil.rmtree(folder / "report", ignore_errors=True)
         if top_k:
             write_csv(folder / f"top{top_k}.csv", *_top_rows(evaluation, top_k))
+        for name, text in (submissions or {}).items():
+            write_text(folder / name, text)
         write_rows(folder / "mAP_table.csv", [*earlier, row])
 
 
-def _per_query(evaluation: Evaluation) -> tuple[list[str], Iterable[list]]:
+def _per_query(evaluation: Evaluation) -> tuple[list[str], Iterable[tuple]]:
     """Header and rows of APs.csv: what names a query, then each measure in full precision."""
     labels = evaluation.task.queries.labels()
     values = {
-        measure_header(evaluation.task, *key): value.tolist()
+        measure_header(evaluation.task, *key): map(repr, value.tolist())
         for key, value in evaluation.values.items()
     }
-    rows = zip(zip(*labels.values(), strict=True), zip(*values.values(), strict=True), strict=True)
-    return [*labels, *values], ([*own, *map(repr, measured)] for own, measured in rows)
+    return [*labels, *values], zip(*labels.values(), *values.values(), strict=True)
 
 
 def measure_header(task: Task, measure: str, view: str) -> str:
@@ -111,7 +119,7 @@ def _top_rows(evaluation: Evaluation, k: int) -> tuple[list[str], Iterable[list]
 
     def rows() -> Iterable[list]:
         for query, label in enumerate(zip(*labels.values(), strict=True)):
-            top, positives = evaluation.main.top_rows[query], evaluation.positive_rows[query]
+            top, positives = evaluation.main.top_rows[query, :k], evaluation.positive_rows[query]
             matches = np.isin(top, positives)
             hits = int(matches.sum())
             cells = [

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +118,8 @@ class Images:
     writes beside the images (i-CIR: the text of the row), or None. shared: the features folder
     that several tasks of one gallery share, or None. own_mode: images are preprocessed in their
     file's own mode and made RGB after the crop, as most published programs do; False: they are
-    made RGB first.
+    made RGB first. copy_of: int64 (N,), the first row with the same picture, where a query's
+    gallery lists one twice (the two score the same, to the last bit), or None.
     """
 
     path: Sequence[str]
@@ -127,6 +127,7 @@ class Images:
     note: Sequence[str] | None = None
     shared: str | None = None
     own_mode: bool = False
+    copy_of: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.path)
@@ -282,6 +283,11 @@ class Task:
         """The name of the view whose positives reports show."""
         return next(iter(self.views))
 
+    @property
+    def submitted(self) -> list[Submission]:
+        """The files to write for an evaluation server: those of views with hidden positives."""
+        return [s for s in self.submissions if self.views[s.view].positives is None]
+
     def rows_of(self, numbers: np.ndarray | None, query: int) -> np.ndarray:
         """The rows of a query's set in a per-query array of set numbers, int64; none for NO_SET."""
         if numbers is None or numbers[query] == NO_SET:
@@ -297,11 +303,6 @@ def whole_gallery(queries: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------
 # Images that are not there
 # ---------------------------------------------------------------------------------------------
-
-
-def image_paths(task: Task) -> list[str]:
-    """The distinct image paths of gallery and queries, in order of first appearance."""
-    return list(dict.fromkeys(chain(task.gallery.path, *task.queries.images)))
 
 
 def without_images(task: Task, missing: Collection[str]) -> Task:
@@ -328,9 +329,12 @@ def without_images(task: Task, missing: Collection[str]) -> Task:
         f"{len(missing)} missing images left out: {len(rows)} of {len(keep_row)} gallery rows and "
         f"{len(queries)} of {len(keep)} queries"
     )
+    gallery = _select(task.gallery, keep_row)
+    if gallery.copy_of is not None:  # copies are of one path: what one is of is kept with it
+        gallery = dataclasses.replace(gallery, copy_of=(np.cumsum(keep_row) - 1)[gallery.copy_of])
     return dataclasses.replace(
         task,
-        gallery=_select(task.gallery, keep_row),
+        gallery=gallery,
         queries=_select(task.queries, keep),
         sets=sets,
         pool=numbers(task.pool),
@@ -379,11 +383,15 @@ def _select(table: Images | QueryTable, keep: np.ndarray):
 def save_task(task: Task, folder: Path) -> None:
     """Write a task as task.json (words) and task.npz (numbers), each whole or not at all."""
     arrays = {"start": task.sets.start, "row": task.sets.row, "pool": task.pool}
-    optional = {"related": task.related, "query_box": task.queries.box}
+    optional = {
+        "related": task.related,
+        "query_box": task.queries.box,
+        "gallery_box": task.gallery.box,
+        "copy_of": task.gallery.copy_of,
+    }
     for name, view in task.views.items():
         optional |= {f"{name}/{part}": value for part, value in vars(view).items()}
     arrays |= {name: value for name, value in optional.items() if value is not None}
-    arrays |= {} if task.gallery.box is None else {"gallery_box": task.gallery.box}
     words = {
         "format": FORMAT,
         "name": task.name,
@@ -460,6 +468,7 @@ def _build_task(words: dict, arrays: dict[str, np.ndarray]) -> Task:
             gallery["note"],
             gallery["shared"],
             gallery["own_mode"],
+            arrays.get("copy_of"),
         ),
         queries=QueryTable(
             key=queries["key"],

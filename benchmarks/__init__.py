@@ -89,3 +89,14 @@ def missing_images(benchmark: Benchmark, task: Task, root: Path) -> list[str]:
     queries = (path for own in task.queries.images for path in own)
     distinct = dict.fromkeys([*task.gallery.path, *queries])
     return [path for path in distinct if not benchmark.locate(root, path).is_file()]
+
+
+def read_task(name: str, data_dir: Path) -> Task:
+    """The task of a benchmark, read from its folder below data_dir.
+
+    Raises UserError if there is no such benchmark, or its annotations are absent or wrong.
+    """
+    benchmark = list_benchmarks().get(name)
+    if benchmark is None:
+        raise UserError(f"{name!r} is no benchmark: there are {', '.join(list_benchmarks())}")
+    return benchmark.tasks[name](find_folder(data_dir, benchmark.folder.get(name, name)))

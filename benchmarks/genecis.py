@@ -96,8 +96,16 @@ class _Rows:
         return rows
 
     def images(self) -> Images:
+        """The gallery, in which the second listing of a picture is a copy of the first."""
         pictures = [picture for picture, _ in self.numbers]
-        return Images([path for path, _ in pictures], box=_boxes(pictures), own_mode=True)
+        first = np.array([self.numbers[picture, 0] for picture in pictures], np.int64)
+        is_copied = (first != np.arange(len(first))).any()
+        return Images(
+            [path for path, _ in pictures],
+            box=_boxes(pictures),
+            own_mode=True,
+            copy_of=first if is_copied else None,
+        )
 
 
 def _boxes(pictures: Sequence[Picture]) -> np.ndarray | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import list_benchmarks
+from utils import write_csv, write_json
 from utils_metrics import measure, reduce
-from utils_task import NO_SET, Task
+from utils_task import NO_SET, Task, save_task
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 ANNOTATIONS, GOLDEN = SHARED / "annotations", SHARED / "golden_benchmarks"
@@ -94,3 +97,36 @@ def draw(seed: int, order: list, positives: list[list], references: list) -> tup
     target = unit(np.stack([gallery[[number[p] for p in own]].mean(0) for own in positives]))
     reference = gallery[[number[name] for name in references]]
     return gallery, unit(noise + 0.40 * target + 0.45 * reference)
+
+
+# ---------------------------------------------------------------------------------------------
+# Golden worlds
+# ---------------------------------------------------------------------------------------------
+
+
+def read_golden(name: str) -> Task:
+    benchmark = list_benchmarks()[name]
+    return benchmark.tasks[name](GOLDEN / benchmark.folder.get(name, name))
+
+
+def golden_arrays(name: str) -> dict[str, np.ndarray]:
+    return dict(np.load(GOLDEN / "expected" / f"{name}.npz"))
+
+
+def golden_figures(name: str) -> dict:
+    return json.loads((GOLDEN / "expected" / f"{name}.json").read_text())
+
+
+def save_features(
+    folder: Path, task: Task, gallery: np.ndarray, images: np.ndarray, texts: np.ndarray
+) -> None:
+    """The features of a task, each query with an image and a text of its own, in native files."""
+    folder.mkdir(parents=True)
+    save_task(task, folder)
+    rows = ((key, row, row) for row, key in enumerate(task.queries.key))
+    write_csv(folder / "query.csv", ("key", "image_row", "text_row"), rows)
+    arrays = {"database_image": gallery, "query_image": images, "query_text": texts}
+    for name, values in arrays.items():
+        np.save(folder / f"{name}.npy", values.astype(np.float32))
+    counts = {"query": len(task.queries), "database": len(task.gallery)}
+    write_json(folder / "manifest.json", {"model": {"model": "golden"}, "counts": counts})
