@@ -2,9 +2,11 @@
 
     python3 data/download.py {icir,laion_mean,synthetic_data,corpora,all}
     python3 data/download.py {imagenet_r,nico,minidn,ltll,words}
+    python3 data/download.py {cirr,circo,fashioniq,genecis}
 
 The second form brings the lists of the data sets for domain conversion, says where their images
-come from and which are missing, and brings FREEDOM's words.
+come from and which are missing, and brings FREEDOM's words. The third brings the annotation files
+of four benchmarks and says the same of their images.
 
 Every file is verified by the hash its publisher gives. Files that are there and right are kept;
 wrong ones are named and left alone unless --overwrite is given. A download that was cut goes on
@@ -15,6 +17,7 @@ it is whole and right; what --overwrite replaces stays until then.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
 import hashlib
 import http.client
@@ -42,8 +45,10 @@ from tqdm.utils import CallbackIOWrapper
 # Run as a script, Python looks for modules in data/; the shared ones lie one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import data.annotation_files as annotation_files
 import data.domain_lists as domain_lists
 from benchmarks import find_folder
+from benchmarks.annotations import load_json
 from utils import (
     Parser,
     UserError,
@@ -74,10 +79,10 @@ TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
 
 @dataclass(frozen=True)
 class Asset:
-    """One file of the reference repository: its path there and its git blob id."""
+    """One file of a publisher's repository: its path there and its git blob id, None: any JSON."""
 
     path: str
-    blob_id: str
+    blob_id: str | None
 
     @property
     def target(self) -> str:
@@ -314,7 +319,7 @@ def fetch_assets(
     """
     right, wrong = set(), set()
     for path, asset in placed.items():
-        if path.is_file() and git_blob_id(path) == asset.blob_id:
+        if path.is_file() and is_published(path, asset):
             right.add(path)
         elif path.exists():
             wrong.add(path)
@@ -331,8 +336,50 @@ def fetch_asset(asset: Asset, path: Path, base_url: str = ASSETS_URL) -> None:
     url = f"{base_url.rstrip('/')}/{urllib.parse.quote(asset.path)}"
     part = path.with_name(f"{path.name}.part")
     download(url, part, path)
-    require_digest(part, asset.blob_id, url)
+    if asset.blob_id is None:
+        _require_json(part, url)
+    else:
+        require_digest(part, asset.blob_id, url)
     os.replace(part, path)
+
+
+def _require_json(path: Path, url: str) -> None:
+    """Raise UserError, and remove the file, unless it is whole JSON."""
+    try:
+        load_json(path)
+    except UserError as error:
+        path.unlink()
+        raise UserError(f"{url}: {error}; nothing was installed") from None
+
+
+def is_published(path: Path, asset: Asset) -> bool:
+    """Whether a file has the content that was published, as far as that is known."""
+    if asset.blob_id is not None:
+        return git_blob_id(path) == asset.blob_id
+    with contextlib.suppress(UserError):
+        load_json(path)
+        return True
+    return False
+
+
+# ---------------------------------------------------------------------------------------------
+# Annotation files of benchmarks
+# ---------------------------------------------------------------------------------------------
+
+
+def fetch_annotations(
+    target: str, data_dir: Path, files_url: str | None = None, overwrite: bool = False
+) -> None:
+    """Install a benchmark's annotation files, and say which of its images lack.
+
+    Raises UserError and Unreachable as fetch_assets does.
+    """
+    repository = annotation_files.REPOSITORIES[target]
+    files = annotation_files.place_annotations(target, data_dir)
+    placed = {path: Asset(*published) for path, published in files.items()}
+    fetch_assets(placed, files_url or repository.url, overwrite)
+    print(f"{repository.name} is published under {repository.licence}")
+    print("\n".join(annotation_files.describe_images(target, data_dir)))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -789,7 +836,7 @@ FLAG_USES = {
     "synthetic_dir": (("synthetic_data",), None),
     "corpora_dir": (("corpora", domain_lists.WORDS_TARGET), None),
     "listing_url": (domain_lists.TARGETS, None),
-    "files_url": (domain_lists.TARGETS, None),
+    "files_url": ((*domain_lists.TARGETS, *annotation_files.REPOSITORIES), None),
 }
 
 EPILOG = f"""\
@@ -807,6 +854,8 @@ where files land:
   corpora, words       CORPORA_DIR/
   imagenet_r, nico, minidn, ltll
                        DATA_DIR/NAME/ (lists only: what is printed says where the images are)
+  cirr, circo, fashioniq, genecis
+                       DATA_DIR/NAME/ (annotations only, likewise)
 
 i-CIR is released under CC BY-NC-SA 4.0, the other files under the MIT license. The files of
 laion_mean, synthetic_data and corpora are those of commit {COMMIT[:12]} of the reference
@@ -824,7 +873,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "target",
-        choices=(*TARGETS, "all", *domain_lists.TARGETS),
+        choices=(*TARGETS, "all", *domain_lists.TARGETS, *annotation_files.REPOSITORIES),
         help="what to download (all: the first four)",
     )
     flag = partial(add_flag, parser)
@@ -899,6 +948,9 @@ def main(argv: list[str]) -> None:
         elif "icir" in args.targets:
             fetch_hub(args.data_dir / "icir", args.revision or "main", args.overwrite)
         lists = [target for target in args.targets if target in domain_lists.TARGETS]
+        for target in args.targets:
+            if target in annotation_files.REPOSITORIES:
+                fetch_annotations(target, args.data_dir, args.files_url, args.overwrite)
         if lists:
             fetch_lists(
                 lists,
