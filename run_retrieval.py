@@ -141,6 +141,20 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add_flag(group, "top_k", type=int, default=0, help="also write the K best images of each query")
     add_flag(
         group,
+        "export",
+        choices=("trec", "ranx", "csv"),
+        help="also write the rankings as files of other evaluators",
+    )
+    add_flag(
+        group,
+        "export_k",
+        type=int,
+        metavar="K",
+        help="rows of each query that are exported (default: all of a gallery below 10,000 rows, "
+        "else 1,000)",
+    )
+    add_flag(
+        group,
         "report",
         action="store_true",
         help=f"also write a page of ranked images (top_k, else {REPORT_TOP_K}, per query)",
@@ -246,7 +260,7 @@ def main(argv: list[str]) -> None:
     places = Places(args.features_dir, args.data_dir, args.path_to_synthetic_data)
     page = _page(places, args.dataset, args.top_k) if args.report else None
     with plan.painter() as painter:
-        output = Output(args.ties, args.top_k, page, painter)
+        output = Output(args.ties, args.top_k, page, painter, args.export, args.export_k)
         run_plan(plan, places, args.dataset, args.gpu, protocol_of(args), output)
 
 
@@ -350,11 +364,14 @@ def _check_combination(args: argparse.Namespace) -> None:
         raise UserError("--sweep and --ablation exclude each other: run them one after the other")
     if many and args.method == "all":
         raise UserError(f"{many} needs one method: name it with --method")
-    if many and (args.top_k or args.report):
+    rankings = args.top_k or args.report or args.export
+    if many and rankings:
         raise UserError(
-            f"{many} writes one table: leave --top_k and --report, or run a point alone"
+            f"{many} writes one table: leave --top_k, --report and --export, or run a point alone"
         )
-    if args.ties not in (None, "row") and (args.top_k or args.report):
+    if args.export_k is not None and (not args.export or args.export_k < 1):
+        raise UserError("--export_k is the number of rows that --export writes: at least 1")
+    if args.ties not in (None, "row") and rankings:
         raise UserError(f"--ties {args.ties} bounds the means; rankings need --ties row")
 
 
@@ -418,7 +435,7 @@ def run_plan(
             load_assets(places, features, distinct, device),
             device,
             ties=ties,
-            tops=_rankings(features.task, top_k),
+            tops=_rankings(features.task, top_k, output),
             progress=lambda blocks, count: tqdm(
                 blocks, total=count, unit="gallery", disable=None, leave=False
             ),
@@ -443,8 +460,12 @@ def run_plan(
         print(line, file=sys.stderr)
 
 
-def _rankings(task: Task, top_k: int) -> dict[str, int]:
-    """How many of the best rows are needed: view -> rows, for rankings and submissions."""
+def _rankings(task: Task, top_k: int, output: Output) -> dict[str, int]:
+    """How many of the best rows are needed: view -> rows, for rankings, exports, submissions."""
+    if output.export:
+        from external import export_rows
+
+        top_k = max(top_k, export_rows(task, output.export_k))
     tops = {task.main_view: top_k}
     for submission in task.submitted:
         tops[submission.view] = max(submission.k, tops.get(submission.view, 0))

@@ -45,13 +45,16 @@ class Output:
 
     ties: the rule that ranks them, None for the task's own. top_k: rankings of that length, 0 for
     none. page: writes the page of ranked images of some evaluations into a folder and gives its
-    path, or None. painter: what the plan's `painter` gave.
+    path, or None. painter: what the plan's `painter` gave. export: the kind of files of other
+    evaluators, or None; export_k: their rows of each query, None for the usual number.
     """
 
     ties: str | None = None
     top_k: int = 0
     page: Callable[[Path, Sequence[Evaluation]], Path] | None = None
     painter: Executor | None = None
+    export: str | None = None
+    export_k: int | None = None
 
 
 def make_plan(
@@ -212,10 +215,18 @@ def write_runs(
         write_results(results / evaluation.variant, evaluation, row, output.top_k, files)
     task = evaluations[0].task
     print(format_table(rows, console_columns(task)))
+    for evaluation in evaluations if output.export else ():
+        _export(results / evaluation.variant, evaluation, output.export)
     if submissions[0]:
         print(f"for the evaluation server: {' and '.join(submissions[0])} in each folder")
     _warn([*describe_task(task), *describe_ties(evaluations, facts["ties"])])
     return rows
+
+
+def _export(folder: Path, evaluation: Evaluation, kind: str) -> None:
+    from external import write_export
+
+    print("exported:", *write_export(folder, evaluation, kind))
 
 
 def _submissions(evaluation: Evaluation) -> dict[str, str]:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -339,3 +340,42 @@ def test_missing_queries_score_0_where_that_is_allowed(world, features, tmp_path
         values = [float(row["AP"]) for row in csv.DictReader(file)]
     assert values[:35] == [0.0] * 35
     assert any(values[35:])
+
+
+# --- export ------------------------------------------------------------------------------------
+
+
+def test_an_exported_run_read_back_is_the_run_itself(world, tmp_path):
+    flags = ("--method", "product", "--results_dir", tmp_path)
+    done = judge(world, *flags, "--export", "trec")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "icir" / "product"
+    lines = (folder / "run.trec").read_text().splitlines()
+    scores = [(line.split()[0], int(line.split()[4])) for line in lines]
+    assert all(b[1] == a[1] - 1 for a, b in pairwise(scores) if a[0] == b[0])
+    done = judge(
+        world, "--external", "back", "--rankings", folder / "run.trec", "--results_dir", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    own, back = (
+        (tmp_path / "icir" / name / "APs.csv").read_text() for name in ("product", "external_back")
+    )
+    assert back == own
+
+
+def test_exports_of_every_kind(world, features, tmp_path):
+    for kind in ("csv", "ranx"):
+        flags = ("--method", "text", "--export", kind, "--export_k", "7")
+        done = judge(world, *flags, "--results_dir", tmp_path)
+        assert done.returncode == 0, done.stderr
+    folder = tmp_path / "icir" / "text"
+    with open(folder / "run.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 70 * 7
+    labels = features.task.queries.labels()
+    assert rows[0]["query_id"] == f"{labels['Image Query'][0]}\t{labels['Text Query'][0]}"
+    run, qrels = (json.loads((folder / n).read_text()) for n in ("run.json", "qrels.json"))
+    assert set(map(len, run.values())) == {7}
+    assert sum(map(len, qrels.values())) == sum(
+        len(features.task.rows_of(features.task.views["all"].positives, q)) for q in range(70)
+    )

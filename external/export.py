@@ -1,0 +1,96 @@
+"""Rankings in the files of other evaluators: TREC runs and qrels, ranx, CSV with scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from external.ids import gallery_ids, query_ids
+from external.results import rows_to_rank
+from utils import UserError, write_csv, write_text
+from utils_evaluation import Evaluation
+from utils_task import Task
+
+WHOLE_BELOW = 10_000  # rows of a gallery that are exported all of them; of a larger one the first
+LARGE_K = 1_000
+
+
+def export_rows(task: Task, k: int | None) -> int:
+    """How many rows of each query are exported: k, or all of galleries that are not large."""
+    largest = int(rows_to_rank(task).max(initial=0))
+    return k or (largest if largest < WHOLE_BELOW else LARGE_K)
+
+
+def write_export(folder: Path, evaluation: Evaluation, kind: str) -> list[Path]:
+    """Write a run's main ranking; the paths written.
+
+    trec: run.trec with scores that fall strictly (the number of rows behind, so that no tie rule of
+    an evaluator matters), qrels.txt, ids.csv, and no_positives.txt where queries have none, which
+    qrels cannot say. ranx: run.json and qrels.json. csv: run.csv with the method's own scores.
+    Rows that are not ranked are left out.
+    """
+    if kind == "csv":
+        columns = ["query_id", "gallery_id", "score"]
+        write_csv(folder / "run.csv", columns, _scored(evaluation))
+        return [folder / "run.csv"]
+    if evaluation.task.views[evaluation.task.main_view].positives is None:
+        raise UserError(f"--export {kind}: the ground truth of {evaluation.task.name} is hidden")
+    written = [_write_ids(folder, evaluation)]
+    ranked = [list(_ranked(evaluation, query)) for query in range(len(evaluation.task.queries))]
+    positives = [rows.tolist() for rows in evaluation.positive_rows]
+    if kind == "ranx":
+        run = {f"q{q:06d}": dict(own) for q, own in enumerate(ranked)}
+        qrels = {
+            f"q{q:06d}": {_row_id(r): 1 for r in own} for q, own in enumerate(positives) if own
+        }
+        for name, content in (("run.json", run), ("qrels.json", qrels)):
+            write_text(folder / name, json.dumps(content))
+            written.append(folder / name)
+    else:
+        lines = [
+            f"q{query:06d} Q0 {name} {rank} {score} {evaluation.variant}"
+            for query, own in enumerate(ranked)
+            for rank, (name, score) in enumerate(own, 1)
+        ]
+        judged = [f"q{q:06d} 0 {_row_id(row)} 1" for q, own in enumerate(positives) for row in own]
+        for name, content in (("run.trec", lines), ("qrels.txt", judged)):
+            write_text(folder / name, "".join(f"{line}\n" for line in content))
+            written.append(folder / name)
+    empty = [f"q{query:06d}\n" for query, own in enumerate(positives) if not own]
+    (folder / "no_positives.txt").unlink(missing_ok=True)
+    if empty:
+        write_text(folder / "no_positives.txt", "".join(empty))
+        written.append(folder / "no_positives.txt")
+    return written
+
+
+def _row_id(row: int) -> str:
+    return f"d{row:07d}"
+
+
+def _ranked(evaluation: Evaluation, query: int) -> Iterator[tuple[str, int]]:
+    """Ids of a query's rows, best first, each with the number of ranked rows behind it."""
+    rows = evaluation.main.top_rows[query]
+    ranked = int(evaluation.main.positives.ranked[query])
+    for rank, row in enumerate(rows[rows >= 0].tolist(), 1):
+        yield _row_id(row), ranked - rank
+
+
+def _scored(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:
+    queries, gallery = query_ids(evaluation.task), gallery_ids(evaluation.task)
+    for query, rows, scores in zip(
+        queries, evaluation.main.top_rows, evaluation.main.top_scores, strict=True
+    ):
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+            if row >= 0:
+                yield query, gallery[row], repr(score)
+
+
+def _write_ids(folder: Path, evaluation: Evaluation) -> Path:
+    """ids.csv: what the row ids of queries and gallery stand for."""
+    task = evaluation.task
+    queries = ((f"q{q:06d}", name) for q, name in enumerate(query_ids(task)))
+    gallery = ((_row_id(row), name) for row, name in enumerate(gallery_ids(task)))
+    write_csv(folder / "ids.csv", ["id", "name"], (*queries, *gallery))
+    return folder / "ids.csv"
