@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import importlib.util
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,22 +19,14 @@ from pathlib import Path
 
 import pytest
 
+import data.download as download
+import data.icir_files as icir_files
+import data.transfer as transfer
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "data" / "download.py"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NEWER_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
-
-
-def _load_script():
-    """The script as a module: data/ is no package."""
-    spec = importlib.util.spec_from_file_location("data_download", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-download = _load_script()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -130,7 +122,7 @@ def _no_way_out(monkeypatch):
         if name.lower().endswith("_proxy") or name.startswith(("HF_", "ICIR_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(download, "RETRY_WAIT", 0.0)
+    monkeypatch.setattr(transfer, "RETRY_WAIT", 0.0)
 
 
 @pytest.fixture
@@ -243,9 +235,9 @@ def test_server_without_ranges_starts_again(site, tmp_path):
 
 def test_connection_that_never_brings_a_byte_is_given_up(site, tmp_path):
     site.pages["/corpora/list.csv"] = Page(CONTENT, cuts=[1000] + [0] * 20)
-    with pytest.raises(download.Unreachable, match="cut after 1000 of 1024000 bytes"):
+    with pytest.raises(transfer.Unreachable, match="cut after 1000 of 1024000 bytes"):
         download.fetch_asset(ASSET, tmp_path / "list.csv", site.url)
-    assert len(site.requests) == 1 + download.TRIES
+    assert len(site.requests) == 1 + transfer.TRIES
     assert tree(tmp_path) == {"list.csv.part": CONTENT[:1000]}  # kept for the next run
 
 
@@ -263,7 +255,7 @@ def test_wrong_hash_installs_nothing(site, tmp_path):
 
 
 def test_missing_on_the_server_is_named_and_not_tried_again(site, tmp_path):
-    with pytest.raises(download.NotFound, match=r"/corpora/list\.csv: HTTP status 404"):
+    with pytest.raises(transfer.NotFound, match=r"/corpora/list\.csv: HTTP status 404"):
         download.fetch_asset(ASSET, tmp_path / "list.csv", site.url)
     assert len(site.requests) == 1
     assert tree(tmp_path) == {}
@@ -302,8 +294,8 @@ def test_wrong_file_is_replaced_only_by_the_right_one(site, tmp_path):
 
 
 def test_full_disk_is_foreseen(site, tmp_path, monkeypatch):
-    usage = download.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     site.pages["/corpora/list.csv"] = Page(CONTENT)
     with pytest.raises(download.UserError, match="make room"):
         download.fetch_asset(ASSET, tmp_path / "list.csv", site.url)
@@ -460,7 +452,7 @@ def test_archive_is_installed_then_kept_without_a_request(site, tmp_path):
 
 def test_archive_without_a_folder_of_its_own(site, tmp_path):
     serve_archive(site, pack(in_icir(DATA_SET, "./")))
-    download.fetch_archive(tmp_path / "data" / "icir", f"{site.url}{ARCHIVE}")
+    icir_files.fetch_archive(tmp_path / "data" / "icir", f"{site.url}{ARCHIVE}")
     assert installed(tmp_path) == in_icir(DATA_SET)
 
 
@@ -469,7 +461,7 @@ def test_extraction_that_was_killed_leaves_nothing_behind(site, tmp_path):
     leftover = tmp_path / "data" / ".icir.part" / "query" / "old.jpg"
     leftover.parent.mkdir(parents=True)
     leftover.write_bytes(b"old")
-    download.fetch_archive(tmp_path / "data" / "icir", f"{site.url}{ARCHIVE}")
+    icir_files.fetch_archive(tmp_path / "data" / "icir", f"{site.url}{ARCHIVE}")
     assert installed(tmp_path) == in_icir(DATA_SET)
 
 
@@ -478,7 +470,7 @@ def test_data_set_folder_may_be_a_link_to_another_disk(site, tmp_path):
     (tmp_path / "big").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "icir").symlink_to(tmp_path / "big" / "icir")
-    download.fetch_archive(tmp_path / "data" / "icir", f"{site.url}{ARCHIVE}")
+    icir_files.fetch_archive(tmp_path / "data" / "icir", f"{site.url}{ARCHIVE}")
     assert (tmp_path / "data" / "icir").is_symlink()
     assert {path.name for path in (tmp_path / "big").iterdir()} == {"icir"}
     assert tree(tmp_path / "big" / "icir").keys() >= DATA_SET.keys()
@@ -487,7 +479,7 @@ def test_data_set_folder_may_be_a_link_to_another_disk(site, tmp_path):
 def test_checksum_beside_the_archive_may_lack_its_suffix(site, tmp_path):
     serve_archive(site, pack(DATA_SET))
     site.pages["/icir/icir_v1.0.0.sha256"] = site.pages.pop(f"{ARCHIVE}.sha256")
-    download.fetch_archive(tmp_path / "data" / "icir", f"{site.url}{ARCHIVE}")
+    icir_files.fetch_archive(tmp_path / "data" / "icir", f"{site.url}{ARCHIVE}")
     assert installed(tmp_path) == in_icir(DATA_SET)
 
 
@@ -496,7 +488,7 @@ def test_archive_already_beside_is_used_and_stays(site, tmp_path):
     serve_archive(site, packed)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "icir_v1.0.0.tar.gz").write_bytes(packed)
-    download.fetch_archive(tmp_path / "data" / "icir", f"{site.url}{ARCHIVE}")
+    icir_files.fetch_archive(tmp_path / "data" / "icir", f"{site.url}{ARCHIVE}")
     assert site.ranges(ARCHIVE) == []
     assert installed(tmp_path) == {"data/icir_v1.0.0.tar.gz": packed, **in_icir(DATA_SET)}
 
@@ -513,7 +505,7 @@ def test_keep_archive(site, tmp_path):
     packed = pack(DATA_SET)
     serve_archive(site, packed)
     url = f"{site.url}{ARCHIVE}"
-    download.fetch_archive(tmp_path / "data" / "icir", url, keep_archive=True)
+    icir_files.fetch_archive(tmp_path / "data" / "icir", url, keep_archive=True)
     assert installed(tmp_path) == {"data/icir_v1.0.0.tar.gz": packed, **in_icir(DATA_SET)}
 
 
@@ -535,7 +527,7 @@ def test_checksum_that_is_none(site, tmp_path):
     serve_archive(site, pack(DATA_SET))
     site.pages[f"{ARCHIVE}.sha256"] = Page(b"<html>moved</html>")
     with pytest.raises(download.UserError, match="does not begin with a SHA-256"):
-        download.fetch_archive(tmp_path / "icir", f"{site.url}{ARCHIVE}")
+        icir_files.fetch_archive(tmp_path / "icir", f"{site.url}{ARCHIVE}")
 
 
 def test_archive_that_is_gone(site, tmp_path):
@@ -577,7 +569,7 @@ def test_member_that_tries_to_leave_the_target(member, said, tmp_path):
     archive.parent.mkdir()
     archive.write_bytes(pack(in_icir(DATA_SET, "icir/"), [member]))
     with pytest.raises(download.UserError, match=said):
-        download.install_archive(archive, tmp_path / "work" / "icir")
+        icir_files.install_archive(archive, tmp_path / "work" / "icir")
     assert [path.name for path in tmp_path.rglob("*")] == ["work", "icir.tar.gz"]
 
 
@@ -602,7 +594,7 @@ def test_archive_that_holds_no_data_set(content, said, tmp_path):
     archive = tmp_path / "icir.tar.gz"
     archive.write_bytes(content)
     with pytest.raises(download.UserError, match=said):
-        download.install_archive(archive, tmp_path / "icir")
+        icir_files.install_archive(archive, tmp_path / "icir")
     assert tree(tmp_path) == {"icir.tar.gz": content}
 
 
