@@ -33,7 +33,7 @@ from utils_runs import Protocol, Setting
 from utils_startup import quick_exit, quick_imports
 
 if TYPE_CHECKING:
-    from external import ExternalFiles
+    from external.results import ExternalFiles
     from utils_evaluation import Evaluation
     from utils_storage import Features
     from utils_task import Task
@@ -291,7 +291,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     )
     results = args.results_dir / name
     if args.external:
-        from external import ExternalPlan
+        from external.plan import ExternalPlan
 
         return ExternalPlan(results, setting, external_files(args))
     plan = make_plan(args.method, setting, results, args.sweep, args.ablation)
@@ -306,7 +306,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 def external_files(args: argparse.Namespace) -> ExternalFiles:
     """The files of somebody else's results. Raises UserError for too few, or what has no effect."""
-    from external import ExternalFiles
+    from external.results import ExternalFiles
 
     kinds = {"embeddings": args.query_embeddings, "scores": args.scores, "rankings": args.rankings}
     if sum(map(bool, kinds.values())) != 1:
@@ -463,7 +463,7 @@ def run_plan(
 def _rankings(task: Task, top_k: int, output: Output) -> dict[str, int]:
     """How many of the best rows are needed: view -> rows, for rankings, exports, submissions."""
     if output.export:
-        from external import export_rows
+        from external.export import export_rows
 
         top_k = max(top_k, export_rows(task, output.export_k))
     tops = {task.main_view: top_k}

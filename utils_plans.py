@@ -224,7 +224,7 @@ def write_runs(
 
 
 def _export(folder: Path, evaluation: Evaluation, kind: str) -> None:
-    from external import write_export
+    from external.export import write_export
 
     print("exported:", *write_export(folder, evaluation, kind))
 
