@@ -420,7 +420,7 @@ def run_plan(
                 left_out,
             )
 
-    features = loading.result() if loading else load_features(*place)
+    features = loading.result() if loading else plan.read_features(places, dataset)
     check_folder(dataset, features)
     features = replace(features, task=apply_protocol(features.task, protocol))
     plan, features = plan.ready(features)

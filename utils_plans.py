@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from methods import find_method, flags_of, list_methods
 from utils import UserError
+from utils_backbones import Places
 from utils_runs import (
     Run,
     Setting,
@@ -102,6 +103,12 @@ class Plan:
     def check(self) -> None:
         """Raise UserError for a given parameter that changes nothing."""
         check_effects(self.setting.given, self.runs)
+
+    def read_features(self, places: Places, dataset: str) -> Features:
+        """The data set's features. dataset: its name or folder, as given."""
+        from utils_storage import load_features
+
+        return load_features(places.features, self.setting.backbone, self.setting.dataset)
 
     def ready(self, features: Features) -> tuple[Plan, Features]:
         """The plan and the features once these are read: runs whose inputs are missing go.

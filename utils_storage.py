@@ -351,6 +351,11 @@ def is_native(features_dir: str | Path, backbone: str, dataset: str) -> bool:
     return (features_folder(features_dir, backbone, dataset) / "manifest.json").exists()
 
 
+def without_features(task: Task) -> Features:
+    """A task with no features of our own, on which other systems' results are judged."""
+    return Features("none", task.name, task, {}, {}, source=Path(task.name), manifest=None)
+
+
 def load_features(features_dir: str | Path, backbone: str, dataset: str) -> Features:
     """Read a data set's features, native if there, else the reference's pickles.
 
@@ -625,8 +630,11 @@ def _distinct_rows(features: Features, name: str) -> int:
 def manifest_hash(features: Features) -> str:
     """The first 12 hex digits of the SHA-256 of the file that says what the features are.
 
-    Of the reference's pickles that is the query's, together with the size of the database's.
+    Of the reference's pickles that is the query's, together with the size of the database's; "none"
+    where there are no features of our own.
     """
+    if not features.source.is_file():
+        return "none"
     digest = sha256_file(features.source)
     if features.manifest is None:
         size = features.database("image").path.stat().st_size

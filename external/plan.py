@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import read_task
 from external.results import External, ExternalFiles, read_external
 from utils import file_safe
+from utils_backbones import Places
 from utils_evaluation import Evaluation, plan_columns
 from utils_plans import Output, Plan, write_runs
 from utils_retrieval import NoParameters
 from utils_runs import Run
-from utils_storage import Features
+from utils_storage import Features, features_folder, without_features
 
 NOT_COVERED = math.nan  # a figure that depends on rows that no list names
 
@@ -42,6 +44,13 @@ class ExternalPlan(Plan):
     @property
     def folder(self) -> Path:
         return self.results / self.variant
+
+    def read_features(self, places: Places, dataset: str) -> Features:
+        """The data set's features; where there are none, its task from the annotations alone."""
+        name, folder = self.setting.dataset, self.setting.backbone
+        if features_folder(places.features, folder, name).is_dir():
+            return super().read_features(places, dataset)
+        return without_features(read_task(dataset, places.data))
 
     def ready(self, features: Features) -> tuple[ExternalPlan, Features]:
         external = read_external(self.files, features)

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from native import world_arguments, write_native_world
+from semantic_world import ANNOTATIONS, draw, needs_annotations, unpack
+from test_semantic_annotations import circo_ids, write_image_info
 
 import run_retrieval
+from benchmarks import read_task
 from external.ids import match_ids
 from utils import UserError
 from utils_storage import load_features
@@ -88,8 +91,8 @@ def test_embeddings_by_id_in_any_order_and_several_draws(world, features, own, t
     paths = [features.task.gallery.path[row].removesuffix(".jpg") for row in order]
     (tmp_path / "ids.txt").write_text("\n".join(["id", *paths]))
     noise = np.random.default_rng(1).normal(size=query.shape)
-    for draw, strength in enumerate((0.0, 0.3)):
-        np.save(tmp_path / f"seed{draw}.npy", unit(query + strength * noise).astype(np.float32))
+    for seed, strength in enumerate((0.0, 0.3)):
+        np.save(tmp_path / f"seed{seed}.npy", unit(query + strength * noise).astype(np.float32))
     flags = ["--query_embeddings", tmp_path / "seed0.npy", tmp_path / "seed1.npy"]
     flags += ["--gallery_embeddings", tmp_path / "g.npy", "--gallery_ids", tmp_path / "ids.txt"]
     done = judge(world, "--external", "drawn", *flags)
@@ -379,3 +382,41 @@ def test_exports_of_every_kind(world, features, tmp_path):
     assert sum(map(len, qrels.values())) == sum(
         len(features.task.rows_of(features.task.views["all"].positives, q)) for q in range(70)
     )
+
+
+# --- benchmarks from their annotations alone ---------------------------------------------------
+
+
+@needs_annotations
+def test_drawn_embeddings_give_the_figures_of_the_official_evaluators(tmp_path, capsys):
+    """CIRCO, CIRR and FashionIQ as their publishers ship them, with no features of our own."""
+    expected = json.loads((ANNOTATIONS / "expected.json").read_text())["drawn"]
+    unpack(ANNOTATIONS, tmp_path)
+    ids = [*circo_ids(tmp_path / "circo"), *range(600000, 610000)]
+    write_image_info(tmp_path / "circo", ids)
+    official = next(iter(expected["circo_val"]["metrics"].values()))
+    for name, seed, figures in (
+        ("circo", 101, official),
+        ("cirr", 100, expected["cirr_val"]["metrics"]),
+    ):
+        task = read_task(name, tmp_path)
+        names = [Path(path).stem for path in task.gallery.path]
+        positives = [
+            [names[row] for row in task.rows_of(task.views["all"].positives, query)]
+            for query in range(len(task.queries))
+        ]
+        references = [Path(images[0]).stem for images in task.queries.images]
+        gallery, queries = draw(seed, names, positives, references)
+        files = [save(tmp_path / f"{name}_{n}.npy", a) for n, a in (("q", queries), ("g", gallery))]
+        (tmp_path / "ids.txt").write_text("\n".join(names[::-1]))
+        np.save(files[1], gallery[::-1])
+        flags = ["--dataset", name, "--external", "drawn", "--gpu", "-1"]
+        flags += ["--query_embeddings", files[0], "--gallery_embeddings", files[1]]
+        flags += ["--gallery_ids", tmp_path / "ids.txt", "--data_dir", tmp_path]
+        flags += ["--results_dir", tmp_path / "results"]
+        run_retrieval.main([str(flag) for flag in flags])
+        with open(tmp_path / "results" / task.name / "external_drawn/mAP_table.csv") as file:
+            (row,) = csv.DictReader(file)
+        for metric, value in figures.items():
+            column = metric.replace("group_recall", "Recall_subset").replace("recall", "Recall")
+            assert float(row[column.replace("/", " ")]) == pytest.approx(value, abs=0.00501), metric
