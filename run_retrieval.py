@@ -27,7 +27,7 @@ from utils import (
     select_device,
     sha256_file,
 )
-from utils_backbones import DEFAULT_BACKBONE, Places
+from utils_backbones import DEFAULT_BACKBONE, Places, backbone_folder
 from utils_plans import Output, Plan, make_plan
 from utils_runs import Protocol, Setting
 from utils_startup import quick_exit, quick_imports
@@ -69,17 +69,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_what(group: argparse._ArgumentGroup) -> None:
-    for name, default, text in (
-        ("dataset", "icir", "name or folder of the data set"),
-        ("backbone", DEFAULT_BACKBONE, "whose features to read"),
-    ):
-        add_flag(group, name, default=default, help=f"{text} (default: {default})")
+    add_flag(
+        group,
+        "dataset",
+        nargs="+",
+        default=["icir"],
+        help="name or folder of the data set, or of several, one after the other (default: icir)",
+    )
+    add_flag(
+        group,
+        "backbone",
+        default=DEFAULT_BACKBONE,
+        help=f"whose features to read (default: {DEFAULT_BACKBONE})",
+    )
     add_flag(
         group,
         "method",
         default="basic",
         choices=[*list_methods(), "all"],
-        help="the method, or all of them on one load of the features (default: basic)",
+        help="the method, or all whose inputs are there, on one load of the features (default: "
+        "basic)",
     )
     add_flag(
         group,
@@ -188,6 +197,13 @@ def _add_several(group: argparse._ArgumentGroup) -> None:
         help="check a file for the data set's evaluation server, and score it where there is "
         "ground truth; runs nothing",
     )
+    add_flag(
+        group,
+        "table",
+        action="store_true",
+        help="gather the results there are into one table, beside the published figures; runs "
+        "nothing",
+    )
 
 
 def _add_parameter(
@@ -240,6 +256,10 @@ def _add_external(group: argparse._ArgumentGroup) -> None:
 def main(argv: list[str]) -> None:
     """Run the command. Raises UserError, before anything is written, for a user's mistake."""
     args = build_parser().parse_args(argv)
+    if args.table:
+        _check_alone(argv, "--table", "--results_dir")
+        _print_table(args.results_dir)
+        return
     if args.compare:
         _check_alone(argv, "--compare")
         from report import compare_runs
@@ -248,20 +268,36 @@ def main(argv: list[str]) -> None:
         compare_runs(run_a, run_b, run_b / f"against_{run_a.resolve().name}")
         return
     if args.check_submission:
+        _check_combination(args)
         _check_alone(argv, "--check_submission", "--dataset", "--data_dir")
         from benchmarks import read_task
         from utils_submissions import check_file
 
-        print("\n".join(check_file(read_task(args.dataset, args.data_dir), args.check_submission)))
+        (dataset,) = args.dataset
+        print("\n".join(check_file(read_task(dataset, args.data_dir), args.check_submission)))
         return
-    plan = plan_of(args)
-    for folder in plan.folders:
-        require_writable(folder, "--results_dir")
+    plans = {dataset: plan_of(args, dataset) for dataset in args.dataset}
     places = Places(args.features_dir, args.data_dir, args.path_to_synthetic_data)
-    page = _page(places, args.dataset, args.top_k) if args.report else None
-    with plan.painter() as painter:
-        output = Output(args.ties, args.top_k, page, painter, args.export, args.export_k)
-        run_plan(plan, places, args.dataset, args.gpu, protocol_of(args), output)
+    for plan in plans.values():
+        for folder in plan.folders:
+            require_writable(folder, "--results_dir")
+        if len(plans) > 1:
+            _require_features(places, plan)
+    for dataset, plan in plans.items():
+        page = _page(places, dataset, args.top_k) if args.report else None
+        with plan.painter() as painter:
+            output = Output(args.ties, args.top_k, page, painter, args.export, args.export_k)
+            run_plan(plan, places, dataset, args.gpu, protocol_of(args), output)
+
+
+def _require_features(places: Places, plan: Plan) -> None:
+    """Raise UserError where a data set has no features: before another one is run."""
+    folder = places.features / backbone_folder(plan.setting.backbone) / plan.setting.dataset
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} holds no features; run: python3 create_features.py --dataset "
+            f"{plan.setting.dataset} --backbone {plan.setting.backbone}"
+        )
 
 
 def _check_alone(argv: list[str], flag: str, *read: str) -> None:
@@ -276,10 +312,20 @@ def _check_alone(argv: list[str], flag: str, *read: str) -> None:
         raise UserError(f"{name} has no effect with {flag}: leave it")
 
 
-def plan_of(args: argparse.Namespace) -> Plan:
+def _print_table(results: Path) -> None:
+    """Print the table of the results there are, and write it beside them."""
+    from utils_summary import read_latest, read_published, show_table, tabulate, write_table
+
+    table = tabulate(read_latest(results), read_published())
+    print(show_table(table))
+    for path in write_table(results, table):
+        print(f"written to {path}")
+
+
+def plan_of(args: argparse.Namespace, dataset: str) -> Plan:
     """What the flags ask for. Raises UserError for flags that contradict each other."""
     _check_combination(args)
-    name, synthetic = dataset_name(args.dataset), args.path_to_synthetic_data
+    name, synthetic = dataset_name(dataset), args.path_to_synthetic_data
     ties = (f"ties_{args.ties}",) if args.ties not in (None, "row") else ()
     setting = Setting(
         given={name: getattr(args, name) for name in list_flags() if hasattr(args, name)},
@@ -369,6 +415,8 @@ def _check_combination(args: argparse.Namespace) -> None:
         raise UserError(
             f"{many} writes one table: leave --top_k, --report and --export, or run a point alone"
         )
+    if len(args.dataset) > 1 and (args.external or args.check_submission):
+        raise UserError("the results of another system are of one data set: name it alone")
     if args.export_k is not None and (not args.export or args.export_k < 1):
         raise UserError("--export_k is the number of rows that --export writes: at least 1")
     if args.ties not in (None, "row") and rankings:
@@ -423,7 +471,7 @@ def run_plan(
     features = loading.result() if loading else plan.read_features(places, dataset)
     check_folder(dataset, features)
     features = replace(features, task=apply_protocol(features.task, protocol))
-    plan, features = plan.ready(features)
+    plan, features = plan.ready(features, places)
     device = select_device(gpu)
     distinct = list(dict.fromkeys(plan.runs))
     ties = output.ties or features.task.ties

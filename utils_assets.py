@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,11 @@ from utils_storage import (
     features_folder,
     load_pickle,
     read_array,
+    read_csv_columns,
     read_rows,
     two_dimensional,
 )
+from utils_texts import open_texts
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +87,25 @@ def load_corpus(features_dir: str | Path, backbone: str, corpus: str) -> StoredA
         f"{', '.join(sorted(known)) or 'none'}); write {corpus}.csv and run: "
         f"python3 create_features.py --dataset corpus --backbone {backbone}"
     )
+
+
+def read_prompts(corpus: StoredAsset) -> list[str]:
+    """The texts of a corpus, row by row.
+
+    Raises UserError if they are absent, or are not as many as its features.
+    """
+    native = corpus.manifest is not None
+    path = corpus.source.with_suffix(".csv") if native else corpus.source
+    if native:
+        prompts = read_csv_columns(path, ("prompt",))["prompt"]
+    else:
+        prompts = [str(prompt) for prompt in load_pickle(path).get("prompts", ())]
+    features = len(corpus.arrays["feats"])
+    if len(prompts) != features:
+        raise UserError(
+            f"{path} has {len(prompts)} prompts for {features} features; encode the corpus again"
+        )
+    return prompts
 
 
 def load_mean(data_dir: str | Path, backbone: str) -> StoredAsset:
@@ -188,17 +210,40 @@ def load_assets(
         synthetic = load_synthetic(places.synthetic, features.backbone)
     check_same_model(features, [a for a in (*corpora.values(), mean, synthetic) if a])
     for name, fewest in rows.items():
-        if len(corpora[name].arrays["feats"]) < fewest:
-            raise UserError(f"{corpora[name].source}: one prompt; the projection needs two or more")
+        found = len(corpora[name].arrays["feats"])
+        if found < fewest:
+            raise UserError(
+                f"{corpora[name].source} has {found} of the {fewest} prompts that are needed"
+            )
     if mean and not np.isfinite(mean.arrays["mean"]).all():
         raise UserError(f"{mean.source}: the mean is not finite; make it again")
 
     def unit(asset: StoredAsset, name: str) -> torch.Tensor:
         return unit_features(asset.arrays[name], device, f"{asset.source}, {name}")
 
+    encode = None
+    if any(need.texts for need in needs):
+        encode = partial(open_texts(places.features, features, device).encode, device=device)
     return Assets(
         corpora={name: unit(asset, "feats") for name, asset in corpora.items()},
         image_mean=mean and torch.from_numpy(mean.arrays["mean"]).to(device)[0],
         synthetic_images=synthetic and unit(synthetic, "image_features"),
         synthetic_texts=synthetic and unit(synthetic, "text_features"),
+        prompts={name: read_prompts(corpora[name]) for need in needs for name in need.prompts},
+        encode_texts=encode,
     )
+
+
+def missing_asset(places: Places, features: Features, run: Run) -> str | None:
+    """Why an asset that a run needs cannot be had, None where all can."""
+    need = run.method.needs([run.parameters])
+    try:
+        for name in need.corpora:
+            load_corpus(places.features, features.backbone, name)
+        if need.image_mean:
+            load_mean(places.data, features.backbone)
+        if need.synthetic:
+            load_synthetic(places.synthetic, features.backbone)
+    except UserError as error:
+        return str(error)
+    return None

@@ -96,11 +96,12 @@ class Block:
 def make_blocks(task: Task, together: str | None = None) -> list[Block]:
     """One block for the queries of each pool, in the order of their first query.
 
-    together: a tag whose queries are not to be parted: then one block for each pool and label.
+    together: a tag whose queries are not to be parted: then one block for each pool and label, or
+    for each pool where the task has no such tag.
     Raises UserError if a positive or candidate of a query is not in its pool.
     """
     key = task.pool
-    if together is not None:
+    if together in task.queries.tags:
         _, label = np.unique(np.asarray(task.queries.tags[together], str), return_inverse=True)
         key = task.pool * (label.max(initial=0) + 1) + label
     _, first, number = np.unique(key, return_index=True, return_inverse=True)

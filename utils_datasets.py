@@ -38,7 +38,7 @@ HOW_TO_GET = {
 }
 
 # Folder names that features/{backbone}/ needs for itself.
-RESERVED_NAMES = ("corpus", "mean", "synthetic")
+RESERVED_NAMES = ("corpus", "mean", "synthetic", "texts")
 
 # What the name of a data set ends in, of which only the first N rows were extracted.
 LIMITED = re.compile(r"_first\d+$")

@@ -157,19 +157,23 @@ def _batches(pairs: Iterator, size: int) -> Iterator[list]:
         yield batch
 
 
+def _observe(prepared: Sequence[_Prepared], queries: Queries, gallery: Gallery) -> list[_Prepared]:
+    """Each method's points with what the gallery decides for these queries."""
+    return [replace(p, points=p.method.observe(p.points, queries, gallery)) for p in prepared]
+
+
 def _find(
     block: Block,
     queries: Queries,
     gallery: Gallery,
-    prepared: Sequence[_Prepared],
+    observed: Sequence[_Prepared],
     ties: str,
     tops: Mapping[str, int],
 ) -> dict[int, dict[str, _Found]]:
     """Score a gallery for a block's queries in all runs; what each finds, by number and view."""
     found: dict[int, dict[str, _Found]] = {}
-    for p in prepared:
-        states = p.method.observe(p.points, queries, gallery)
-        pairs = zip(p.numbers, p.method.scores(states, queries, gallery), strict=True)
+    for p in observed:
+        pairs = zip(p.numbers, p.method.scores(p.points, queries, gallery), strict=True)
         for some in _batches(pairs, SCORES_RANKED // (len(block) * len(block.queries))):
             numbers = [number for number, _ in some]
             scores = [_with_copies(block, own) for _, own in some]
@@ -276,7 +280,7 @@ def _evaluate(
     blocks: list[Block],
     whole: bool,
 ) -> list[Evaluation]:
-    """The runs of one pass. whole: the queries of a block are not parted."""
+    """The runs of one pass. whole: what observes the queries of a block sees all of them."""
     import torch
 
     start = time.perf_counter()
@@ -298,13 +302,18 @@ def _evaluate(
         gallery = Gallery(kinds, block.database_rows(np.arange(len(block))))
         _check_rows(gallery, block, features)
         size = max(QUERIES_SCORED, PAIRS_SCORED[device.type] // len(block))
+        observed = _observe(prepared, select(block), gallery) if whole else None
         parts = []
-        for part in block.split(len(block.queries) if whole else size):
-            own = {name: rows.select(part.queries) for name, rows in queries.items()}
-            words = [text[query] for query in part.queries]
-            some = Queries(own, part.queries, words, device)
-            parts.append((part, _find(part, some, gallery, prepared, ties, tops)))
+        for part in block.split(size):
+            some = select(part)
+            own = observed or _observe(prepared, some, gallery)
+            parts.append((part, _find(part, some, gallery, own, ties, tops)))
         return parts
+
+    def select(block: Block) -> Queries:
+        """The queries of a block with their features."""
+        own = {name: rows.select(block.queries) for name, rows in queries.items()}
+        return Queries(own, block.queries, [text[query] for query in block.queries], device)
 
     with contextlib.closing(search_blocks(search, database, blocks, device)) as searches:
         searched = chain.from_iterable(progress(searches, len(blocks)))

@@ -34,6 +34,7 @@ from utils_startup import quick_imports
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from utils_backbones import Places
     from utils_evaluation import Evaluation
     from utils_storage import Features
 
@@ -110,8 +111,8 @@ class Plan:
 
         return load_features(places.features, self.setting.backbone, self.setting.dataset)
 
-    def ready(self, features: Features) -> tuple[Plan, Features]:
-        """The plan and the features once these are read: runs whose inputs are missing go.
+    def ready(self, features: Features, places: Places) -> tuple[Plan, Features]:
+        """The plan and the features once these are read: of all, those without their inputs go.
 
         Raises UserError if there is nothing to compare points by: hidden ground truth.
         """
@@ -176,10 +177,18 @@ class AllPlan(Plan):
     def folders(self) -> list[Path]:
         return [*super().folders, *(self.results / run.variant for run in self.runs)]
 
-    def ready(self, features: Features) -> tuple[AllPlan, Features]:
-        missing = {r.method.name: why for r in self.runs if (why := _missing_input(features, r))}
-        for name, why in missing.items():
-            print(f"left out: {name} ({why})", file=sys.stderr)
+    def ready(self, features: Features, places: Places) -> tuple[AllPlan, Features]:
+        from utils_assets import missing_asset
+
+        why = {
+            run.method.name: _missing_input(features, run) or missing_asset(places, features, run)
+            for run in self.runs
+        }
+        missing = {name: reason for name, reason in why.items() if reason}
+        for name, reason in missing.items():
+            print(f"left out: {name} ({reason})", file=sys.stderr)
+        if len(missing) == len(self.runs):
+            raise UserError("no method has its inputs; the lines above say what is missing")
         return replace(self, left_out=frozenset(missing)), features
 
     def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:

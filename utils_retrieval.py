@@ -174,7 +174,9 @@ class Gallery:
     def moments(self, vectors: Tensor, of: str = "image") -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (N - 1) of each vector's similarities: twice (V, 1)."""
         similarity = self.similarity(vectors, of=of)
-        return similarity.mean(1, keepdim=True), similarity.std(1, keepdim=True)
+        correction = min(1, len(self) - 1)  # the deviation in a gallery of one is 0
+        deviation = similarity.std(1, correction=correction, keepdim=True)
+        return similarity.mean(1, keepdim=True), deviation
 
     def remember(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What make yields, once for this gallery: what its parts of queries share."""
@@ -209,11 +211,16 @@ class Assets:
 
 @dataclass(frozen=True)
 class Needs:
-    """Which assets some runs read: corpora with the fewest rows each may have, mean, synthetic."""
+    """Which assets some runs read: corpora with the fewest rows each may have, mean, synthetic.
+
+    prompts: the corpora whose texts are read as well as their features. texts: encode_texts.
+    """
 
     corpora: Mapping[str, int] = field(default_factory=dict)
     image_mean: bool = False
     synthetic: bool = False
+    prompts: tuple[str, ...] = ()
+    texts: bool = False
 
 
 # ---------------------------------------------------------------------------------------------
@@ -243,10 +250,11 @@ class Method:
     reads: the query features and gallery_reads the database features it works on, by name.
     prepare(points, assets) -> states: once a run, what no gallery changes. observe(states, queries,
     gallery) -> states: what the gallery as a whole decides for these queries. needs(points): the
-    assets they read. together: a tag whose queries are never parted. inputs: name -> producer of
-    further features, for `create_features.py --inputs NAME`. steps: the components of --ablation,
-    each with the parameters that take it away. compared: parameter -> methods that a sweep of it is
-    compared with. On a CPU observe and scores run in several threads
+    assets they read. together: a tag whose queries are observed together (all of a gallery's, where
+    the task has no such tag); scores may then be asked of some of them, by their number. inputs:
+    name -> producer of further features, for `create_features.py --inputs NAME`. steps: the
+    components of --ablation, each with the parameters that take it away. compared: parameter ->
+    methods that a sweep of it is compared with. On a CPU observe and scores run in several threads
     at once, for other queries each: what is not of the call is not to be changed.
     """
 

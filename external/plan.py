@@ -52,7 +52,7 @@ class ExternalPlan(Plan):
             return super().read_features(places, dataset)
         return without_features(read_task(dataset, places.data))
 
-    def ready(self, features: Features) -> tuple[ExternalPlan, Features]:
+    def ready(self, features: Features, places: Places) -> tuple[ExternalPlan, Features]:
         external = read_external(self.files, features)
         for line in external.lines:
             print(line, file=sys.stderr)

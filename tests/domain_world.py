@@ -7,12 +7,17 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from benchmarks.domains import BENCHMARK
-from utils_task import Task
+from utils import write_csv, write_json
+from utils_task import Task, save_task
+
+if TYPE_CHECKING:
+    from utils_features import Encoder
 
 GOLDEN = Path(__file__).parent / "golden_domains"
 DATA = GOLDEN / "data"
@@ -46,9 +51,9 @@ def published_ranks(figures: dict) -> tuple[np.ndarray, np.ndarray]:
     return np.array([rank for ranks in by_query for rank in ranks], np.int64), query
 
 
-def load_words() -> list[str]:
-    """The words of the golden worlds' FREEDOM."""
-    with open(DATA / f"{WORDS}.csv", encoding="utf-8", newline="") as file:
+def read_prompts(path: Path = DATA / f"{WORDS}.csv") -> list[str]:
+    """The first column of a CSV without a header: FREEDOM's words, or another corpus."""
+    with open(path, encoding="utf-8", newline="") as file:
         return [row[0] for row in csv.reader(file)]
 
 
@@ -86,3 +91,39 @@ def save_words_clip(tiny: Path, folder: Path) -> Path:
     shutil.copy(tiny / "open_clip_config.json", folder)
     save_file(state, folder / "open_clip_model.safetensors")
     return folder
+
+
+def write_features(name: str, folder: Path, model: dict, words: bool = False) -> None:
+    """The published features of a data set in the toolkit's own files, in a backbone's folder."""
+    task, suffix = read_task(name), "_words" if words else ""
+    target = folder / name
+    target.mkdir(parents=True)
+    save_task(task, target)
+    with np.load(GOLDEN / "expected" / f"{name}_features.npz") as arrays:
+        np.save(target / "database_image.npy", arrays["gallery"])
+        if "query" in arrays:
+            np.save(target / "query_image.npy", arrays["query"])
+        for kind in ("text", "context_text"):
+            np.save(target / f"query_{kind}.npy", arrays[f"{kind}{suffix}"])
+        place = {text: row for row, text in enumerate(arrays["texts"].tolist())}
+    rows = [
+        [key, int(key.partition("-")[0]) - 1, place[text]]
+        for key, text in zip(task.queries.key, task.queries.text, strict=True)
+    ]
+    write_csv(target / "query.csv", ["key", "image_row", "text_row"], rows)
+    manifest = {"model": model, "precision": "fp32", "sources": dict(task.sources)}
+    write_json(target / "manifest.json", manifest)
+
+
+def write_corpora(folder: Path, encoder: Encoder) -> None:
+    """FREEDOM's words and BASIC's two corpora, encoded, in a backbone's folder."""
+    corpora = {WORDS: DATA / f"{WORDS}.csv"}
+    tiny = GOLDEN.parents[1] / "data" / "tiny" / "corpora"
+    corpora |= {name: tiny / f"{name}.csv" for name in ("generic_subjects", "generic_styles")}
+    target = folder / "corpus"
+    target.mkdir(parents=True)
+    for name, path in corpora.items():
+        prompts = read_prompts(path)
+        np.save(target / f"{name}.npy", encoder.encode_texts(prompts, 256))
+        write_csv(target / f"{name}.csv", ["prompt"], [[prompt] for prompt in prompts])
+        write_json(target / f"{name}.json", {"model": encoder.identity})

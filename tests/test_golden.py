@@ -58,7 +58,7 @@ def evaluate_all(world: str, device: torch.device) -> tuple:
         flags: run_retrieval.build_parser().parse_args(arguments(world, flags, Path("unused")))
         for flags in FIGURES[world]
     }
-    runs = [run_retrieval.plan_of(args).runs[0] for args in parsed.values()]
+    runs = [run_retrieval.plan_of(args, "icir").runs[0] for args in parsed.values()]
     features = load_features(GOLDEN[world] / "features", world, "icir")
     evaluations = evaluate(features, runs, golden_assets(world, features, runs, device), device)
     return dict(zip(parsed, evaluations, strict=True))

@@ -78,7 +78,7 @@ def test_from_raw_images_to_a_table(extracted, small_clip):
     assert done.returncode == 0, done.stderr
     with open(extracted / "results/photos/mAP_table.csv", newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["image", "text", "sum", "product", "basic"]
+    assert list(rows) == ["image", "text", "sum", "product", "basic", "weicom"]
     assert all(row["queries"] == "6" and row["instances"] == "2" for row in rows.values())
     # Random weights still see colours: the image alone beats chance (3 positives of 18 rows).
     assert float(rows["image"]["mAP"]) > 25

@@ -131,7 +131,7 @@ def test_batches_hold_at_most_so_many_different_keys():
 
 
 def plan_of(*flags: str):
-    return run_retrieval.plan_of(run_retrieval.build_parser().parse_args(flags))
+    return run_retrieval.plan_of(run_retrieval.build_parser().parse_args(flags), "icir")
 
 
 def plan(*flags: str):

@@ -1,0 +1,69 @@
+"""WeiCom (Composed image retrieval for remote sensing, rscir; section 3): two ranks, weighed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from utils_retrieval import Gallery, Method, Queries, TextParameters, flag, once_each
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Parameters(TextParameters):
+    """Flags of weicom."""
+
+    weicom_lambda: float = flag(
+        0.5, "lambda, weight of the text, 0 to 1", word="lambda", low=0, high=1
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A setting with mean and standard deviation of the similarities, twice (Q, 1), of each."""
+
+    p: Parameters
+    image: tuple[Tensor, Tensor]
+    text: tuple[Tensor, Tensor]
+
+
+def observe(points: Sequence[Parameters], queries: Queries, gallery: Gallery) -> list[State]:
+    """What normalises each query's similarities: their moments over its gallery (N - 1)."""
+    image = gallery.moments(queries.image)
+    texts = once_each(
+        points,
+        lambda p: p.contextualize,
+        lambda p: gallery.moments(queries.texts(p.contextualize)),
+    )
+    return [State(p, image, text) for p, text in zip(points, texts, strict=True)]
+
+
+def scores(states: Sequence[State], queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
+    """(1 - l) cdf(z(I X')) + l cdf(z(T X')), z over the gallery of one query: yields (Q, N)."""
+    image = normal_cdf(gallery.similarity(queries.image), *states[0].image)
+    texts = once_each(
+        states,
+        lambda s: s.p.contextualize,
+        lambda s: normal_cdf(gallery.similarity(queries.texts(s.p.contextualize)), *s.text),
+    )
+    for s, text in zip(states, texts, strict=True):
+        yield image.lerp(text, s.p.weicom_lambda)
+
+
+def normal_cdf(similarity: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """(1 + erf(z / sqrt 2)) / 2 with z = (s - mean) / deviation: (Q, N), (Q, 1), (Q, 1) -> (Q, N).
+
+    A deviation of 0 (a gallery of one image, or of copies of one) leaves all at 1/2.
+    """
+    import torch
+
+    z = (similarity - mean) / deviation
+    return torch.special.ndtr(z.nan_to_num_())
+
+
+METHOD = Method(
+    "weicom", Parameters, scores, "weighted sum of normalised similarities", observe=observe
+)

@@ -1,0 +1,163 @@
+"""One table of what a results folder holds: methods x data sets, beside the published figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils import UserError, atomic_path, write_csv
+from utils_runs import backbone_suffix
+from utils_tables import format_table, read_results
+
+PUBLISHED = Path(__file__).parent / "data" / "published.csv"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, in percent as printed: of a variant (the backbone not named), data set, column."""
+
+    variant: str
+    dataset: str
+    backbone: str
+    column: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table: header, and rows of as many texts, "" where there is nothing."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+
+def read_published(path: Path = PUBLISHED) -> list[Figure]:
+    """The published figures, in their order. Raises UserError if the file is no such table."""
+    try:
+        return [
+            Figure(*(row[name] for name in Figure.__annotations__)) for row in read_results(path)
+        ]
+    except KeyError as error:
+        raise UserError(f"{path} has no column {error}") from None
+
+
+def read_latest(folder: Path) -> list[Figure]:
+    """The last run of every variant below a results folder, by its table's first column.
+
+    Tables of sweeps, of ablations and of all methods hold runs that have folders of their own, or
+    none: they are passed over. Raises UserError if there is no result, or a table is unreadable.
+    """
+    found = []
+    for path in sorted(folder.glob("*/*/mAP_table.csv")):
+        last = next(reversed(read_results(path)), {})
+        if last.get("variant") != path.parent.name:
+            continue
+        column = _name_after(list(last), "variant")
+        suffix = backbone_suffix(last["backbone"])
+        variant = last["variant"].removesuffix(suffix)
+        found.append(Figure(variant, last["dataset"], last["backbone"], column, last[column]))
+    if not found:
+        raise UserError(f"no results in {folder}; run a method first, or name its --results_dir")
+    return found
+
+
+def _name_after(names: list[str], name: str) -> str:
+    return names[names.index(name) + 1]
+
+
+def tabulate(ours: Sequence[Figure], published: Sequence[Figure]) -> Table:
+    """A row a variant and backbone; of each data set ours, the published figure, the difference.
+
+    Data sets and variants come in the order of the published figures, then by name.
+    """
+    columns = dict(sorted((f.dataset, f.column) for f in ours))
+    datasets = _ordered(columns, (p.dataset for p in published))
+    runs = _ordered(sorted({(f.variant, f.backbone) for f in ours}), map(_run_of, published))
+    reference = {(*_run_of(p), p.dataset, p.column): p.value for p in published}
+    value = {(*_run_of(f), f.dataset): f.value for f in ours}
+    header = ["method"]
+    for name in datasets:
+        header += [f"{name} {columns[name]}", f"{name} published", f"{name} difference"]
+    rows = [
+        [
+            f"{variant}{backbone_suffix(backbone)}",
+            *(
+                cell
+                for name in datasets
+                for cell in _cells(
+                    value.get((variant, backbone, name)),
+                    reference.get((variant, backbone, name, columns[name])),
+                )
+            ),
+        ]
+        for variant, backbone in runs
+    ]
+    return Table(header, rows)
+
+
+def _run_of(figure: Figure) -> tuple[str, str]:
+    return figure.variant, figure.backbone
+
+
+def _ordered(items: Iterable, usual: Iterable) -> list:
+    """The items in their usual order, then those that have none, as they come."""
+    place = {item: number for number, item in reversed(list(enumerate(usual)))}
+    return sorted(items, key=lambda item: place.get(item, math.inf))
+
+
+def _cells(value: str | None, published: str | None) -> list[str]:
+    if value is None or published is None:
+        return [value or "", published or "", ""]
+    return [value, published, f"{float(value) - float(published):+.2f}"]
+
+
+# ---------------------------------------------------------------------------------------------
+# Console and files
+# ---------------------------------------------------------------------------------------------
+
+
+def write_table(folder: Path, table: Table) -> list[Path]:
+    """Write table.csv, table.md and table.tex; their paths."""
+    paths = [folder / f"table.{kind}" for kind in ("csv", "md", "tex")]
+    write_csv(paths[0], table.header, table.rows)
+    for path, lines in zip(paths[1:], (_markdown(table), _latex(table)), strict=True):
+        with atomic_path(path) as part:
+            part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return paths
+
+
+def show_table(table: Table) -> str:
+    """The table for the console."""
+    rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    return format_table(rows, table.header)
+
+
+def _markdown(table: Table) -> Iterator[str]:
+    yield _between(table.header, "| ", " | ", " |")
+    yield _between([":--", *("--:" for _ in table.header[1:])], "|", "|", "|")
+    for row in table.rows:
+        yield _between([cell.replace("|", r"\|") for cell in row], "| ", " | ", " |")
+
+
+def _latex(table: Table) -> Iterator[str]:
+    yield rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}"
+    yield r"\hline"
+    yield _between(map(_escape, table.header), "", " & ", r" \\")
+    yield r"\hline"
+    for row in table.rows:
+        yield _between(map(_escape, row), "", " & ", r" \\")
+    yield r"\hline"
+    yield r"\end{tabular}"
+
+
+def _between(cells: Iterable[str], first: str, middle: str, last: str) -> str:
+    return first + middle.join(cells) + last
+
+
+SPECIAL = str.maketrans({c: rf"\{c}" for c in "_%&#$"})
+
+
+def _escape(text: str) -> str:
+    return text.translate(SPECIAL)
