@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The tables in the documentation that the code itself knows: flags, methods, benchmarks, measures.
+"""The tables in the documentation that the code itself knows: flags, methods, benchmarks, ...
 
     python3 docs/flags.py            writes them anew (make docs)
     python3 docs/flags.py --check    names those that are out of date, and changes nothing
@@ -25,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import benchmarks
 from methods import MethodFlag, list_flags, list_methods
 from utils import Parser, UserError, run_command
-from utils_backbones import BACKBONES
+from utils_backbones import BACKBONES, DEFAULT_BACKBONE
 from utils_metrics import MEASURES
 from utils_runs import limits_of, show_value
+from utils_summary import read_published
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -229,6 +230,16 @@ def _first_sentence(documented: object) -> str:
     return prose(re.sub(r"^(AP-[TS]|Hit@k|Recall@k|P@k): ", "", text))
 
 
+def published_table() -> str:
+    """The published figures of CLIP ViT-L/14 that --table shows beside ours."""
+    figures = [figure for figure in read_published() if figure.backbone == DEFAULT_BACKBONE]
+    value = {(figure.variant, figure.dataset): figure.value for figure in figures}
+    datasets = list(dict.fromkeys(figure.dataset for figure in figures))
+    variants = dict.fromkeys(figure.variant for figure in figures)
+    rows = [[code(name), *(value.get((name, d), "") for d in datasets)] for name in variants]
+    return table(("variant", *map(code, datasets)), rows)
+
+
 def backbones_table() -> str:
     """The backbones with a name of their own."""
     rows = [
@@ -245,6 +256,7 @@ TABLES = {
     "benchmarks": benchmarks_table,
     "measures": measures_table,
     "backbones": backbones_table,
+    "published": published_table,
 }
 
 

@@ -17,6 +17,7 @@ import pytest
 from report_world import make_world
 
 from utils import UserError, write_csv
+from utils_summary import read_published
 from utils_task import save_task
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
@@ -163,6 +164,13 @@ def test_sizes_of_the_corpora_are_right():
     for number, what in (("generic_subjects", "objects"), ("generic_styles", "styles")):
         rows = (ROOT / "corpora" / f"{number}.csv").read_text(encoding="utf-8").count("\n")
         assert f"{rows:,} {what}" in text_of(ROOT / "docs/data.md")
+
+
+def test_the_results_in_the_readme_are_the_published_ones():
+    at = {figure.variant: figure.value for figure in read_published() if figure.dataset == "icir"}
+    names = ("text", "image", "sum", "product", "basic", "basic_no_query_expansion")
+    rows = re.findall(r"^\| .* \| `--method .*` \| ([\d.]+) \|$", text_of(PAGES[0]), re.MULTILINE)
+    assert rows == [at[name] for name in names]
 
 
 def test_the_number_of_recorded_figures_is_right():
