@@ -34,7 +34,6 @@ from utils_startup import quick_imports
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from utils_backbones import Places
     from utils_evaluation import Evaluation
     from utils_storage import Features
 

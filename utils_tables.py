@@ -14,7 +14,8 @@ import pandas as pd
 
 from utils import UserError, locked, write_csv, write_text
 from utils_evaluation import Evaluation
-from utils_task import Task
+from utils_metrics import breakdown
+from utils_task import Breakdown, Task
 
 OPTIONAL = (
     "gallery",
@@ -76,9 +77,9 @@ def write_results(
 ) -> None:
     """Write a run's folder: a row added to mAP_table.csv, APs.csv, and top{K}.csv if K is not 0.
 
-    submissions: file name -> text, of files for evaluation servers. What an earlier run left of
-    rankings is removed. One process writes at a time. Raises UserError,
-    with nothing changed, if its table cannot be read.
+    The task's breakdowns are written as matrices beside them. submissions: file name -> text, of
+    files for evaluation servers. What an earlier run left of rankings is removed. One process
+    writes at a time. Raises UserError, with nothing changed, if its table cannot be read.
     """
     with locked(folder):
         earlier = read_results(folder / "mAP_table.csv")
@@ -88,9 +89,21 @@ def write_results(
         shutil.rmtree(folder / "report", ignore_errors=True)
         if top_k:
             write_csv(folder / f"top{top_k}.csv", *_top_rows(evaluation, top_k))
+        for table in evaluation.task.breakdowns:
+            write_csv(folder / table.file, *_matrix(evaluation, table))
         for name, text in (submissions or {}).items():
             write_text(folder / name, text)
         write_rows(folder / "mAP_table.csv", [*earlier, row])
+
+
+def _matrix(evaluation: Evaluation, table: Breakdown) -> tuple[list[str], Iterable[list[str]]]:
+    """Header and rows of a breakdown's CSV; where no query has both labels a cell is empty."""
+    (column,) = (c for c in evaluation.task.columns if c.name == table.column)
+    values = evaluation.values[column.measure, column.view]
+    tags = evaluation.task.queries.tags
+    rows, columns, cells = breakdown(values, column.groups, tags, table.rows, table.columns)
+    shown = [["" if np.isnan(cell) else f"{cell:.2f}" for cell in line] for line in cells]
+    return ["", *columns], ([name, *line] for name, line in zip(rows, shown, strict=True))
 
 
 def _per_query(evaluation: Evaluation) -> tuple[list[str], Iterable[tuple]]:
