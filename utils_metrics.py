@@ -30,11 +30,8 @@ EPSILON = 1e-5  # in the divisors of FREEDOM's and i-CIR's code: a perfect ranki
 # Ranks
 # ---------------------------------------------------------------------------------------------
 
-# (positive, database row) pairs compared in one step: fits a core's cache; fills a GPU
+# (positive, row) pairs compared, or rows sorted, in one step: fits a core's cache; fills a GPU
 PAIRS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
-# Positives of a query from which its rows are sorted (N log n) instead of compared with each (N n),
-# as tests/speed/bench_ranks.py shows; a GPU compares.
-SORTED_FROM = {"cpu": 32, "cuda": float("inf")}
 VALUES_COMPARED = 32  # at most, to find the columns that tie with positives; all are sorted beyond
 
 
@@ -49,44 +46,37 @@ def positive_ranks(
     positives before ("best") or after ("worst") the negatives. Returns ranks int64 (R, P), and tied
     bool (R, P): the positive ties with a negative.
     """
-    import torch
-
-    few = torch.bincount(query, minlength=len(scores[0])) < SORTED_FROM[query.device.type]
-    compared = few[query]
-    if compared.all():
-        return _compared_ranks(scores, query, position, ties)
-    ranks = query.new_empty(len(scores), len(query))
-    tied = torch.empty_like(ranks, dtype=torch.bool)
-    found = _sorted_ranks(scores, query[~compared], position[~compared], ties)
-    ranks[:, ~compared], tied[:, ~compared] = found
-    if compared.any():
-        own = (few.cumsum(0) - 1)[query[compared]]
-        found = _compared_ranks([each[few] for each in scores], own, position[compared], ties)
-        ranks[:, compared], tied[:, compared] = found
-    return ranks, tied
+    by_sorting = query.device.type == "cpu"  # never slower there: tests/speed/bench_ranks.py
+    find = ranks_by_sorting if by_sorting else ranks_by_comparing
+    return find(scores, query, position, ties)
 
 
-def _sorted_ranks(
+def ranks_by_sorting(
     scores: Sequence[torch.Tensor], query: torch.Tensor, position: torch.Tensor, ties: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What positive_ranks returns, on a CPU, where numpy's sort is ten times as fast as torch's."""
+    """What positive_ranks returns, on a CPU, where numpy's sort is ten times as fast as torch's.
+
+    A query's rows are sorted once, however many positives it has: N log N, not N n.
+    """
     import torch
 
+    ranks = np.empty((len(scores), len(query)), np.int64)
+    tied = np.empty(ranks.shape, bool)
+    runs, position = [own.numpy() for own in scores], position.numpy()
     numbers, counts = query.unique_consecutive(return_counts=True)
-    positions = np.split(position.numpy(), counts.cumsum(0)[:-1].numpy())
-    work = list(
-        product((own.numpy() for own in scores), zip(numbers.tolist(), positions, strict=True))
-    )
+    stops = counts.cumsum(0)
+    spans = map(slice, (stops - counts).tolist(), stops.tolist())
+    work = list(product(range(len(runs)), zip(numbers.tolist(), spans, strict=True)))
 
-    def rank(some: slice) -> list:
-        return [_rank_in_row(run[number], own, ties) for run, (number, own) in work[some]]
+    def rank(some: slice) -> None:
+        for run, (number, span) in work[some]:
+            found = _rank_in_row(runs[run][number], position[span], ties)
+            ranks[run, span], tied[run, span] = found
 
-    at_once = PAIRS_AT_ONCE["cpu"] // scores[0].shape[1]
+    at_once = PAIRS_AT_ONCE["cpu"] // max(1, scores[0].shape[1])
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        found = chain.from_iterable(pool.map(rank, _slices(0, len(work), at_once)))
-        ranks, tied = zip(*found, strict=True)
-    shape = len(scores), len(query)
-    return tuple(torch.from_numpy(np.concatenate(part)).view(shape) for part in (ranks, tied))
+        list(pool.map(rank, _slices(0, len(work), at_once)))
+    return torch.from_numpy(ranks), torch.from_numpy(tied)
 
 
 def _rank_in_row(row: np.ndarray, position: np.ndarray, ties: str) -> tuple[np.ndarray, np.ndarray]:
@@ -126,10 +116,10 @@ def _order(values: np.ndarray) -> np.ndarray:
     return (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64) << 32
 
 
-def _compared_ranks(
+def ranks_by_comparing(
     scores: Sequence[torch.Tensor], query: torch.Tensor, position: torch.Tensor, ties: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What positive_ranks returns, by comparing every positive with every column."""
+    """What positive_ranks returns, by comparing every positive with every column; for a GPU."""
     import torch
 
     columns = scores[0].shape[1]

@@ -18,6 +18,8 @@ from utils_metrics import (
     measure,
     parse_measure,
     positive_ranks,
+    ranks_by_comparing,
+    ranks_by_sorting,
     reduce,
 )
 from utils_task import Group
@@ -46,21 +48,20 @@ def world(seed: int, queries: int = 12, rows: int = 40, levels: int = 6):
     return scores, positive
 
 
-def ranks_of(scores, positive, ties, device="cpu"):
+def ranks_of(find, scores, positive, ties, device="cpu"):
     query, position = np.nonzero(positive)
     arguments = (torch.from_numpy(a).to(device) for a in (scores, query, position))
-    ranks, tied = positive_ranks([next(arguments)], *arguments, ties=ties)
+    ranks, tied = find([next(arguments)], *arguments, ties)
     return query, ranks[0].cpu().numpy(), tied[0].cpu().numpy()
 
 
-@pytest.fixture(params=[1, 6, 1_000], ids=["sorted", "mixed", "compared"])
-def path(request, monkeypatch):
-    """Rank by sorting, by comparing, or by either in one call."""
-    monkeypatch.setattr("utils_metrics.SORTED_FROM", {"cpu": request.param})
+@pytest.fixture(params=[ranks_by_sorting, ranks_by_comparing, positive_ranks])
+def find(request):
+    return request.param
 
 
-def check_ranks(scores, positive, ties):
-    query, ranks, tied = ranks_of(scores, positive, ties)
+def check_ranks(find, scores, positive, ties):
+    query, ranks, tied = ranks_of(find, scores, positive, ties)
     assert (ranks.dtype, tied.dtype) == (np.int64, bool)
     for i, (row, mask) in enumerate(zip(scores, positive, strict=True)):
         assert sorted(ranks[query == i]) == naive_ranking(row, mask, ties).tolist()
@@ -68,18 +69,17 @@ def check_ranks(scores, positive, ties):
         assert tied[query == i].tolist() == [value in shared for value in row[mask]]
 
 
-@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("ties", TIE_RULES)
 @pytest.mark.parametrize("levels", [1, 2, 6, 10_000])
 @pytest.mark.parametrize("seed", range(3))
-def test_ranks_equal_the_looped_definition(seed, levels, ties):
-    check_ranks(*world(seed, levels=levels), ties)
+def test_ranks_equal_the_looped_definition(find, seed, levels, ties):
+    check_ranks(find, *world(seed, levels=levels), ties)
 
 
-@pytest.mark.usefixtures("path", "four_threads")
+@pytest.mark.usefixtures("four_threads")
 @pytest.mark.parametrize("ties", TIE_RULES)
 @pytest.mark.parametrize("seed", range(40))
-def test_ranks_of_random_shapes(seed, ties):
+def test_ranks_of_random_shapes(find, seed, ties):
     """Any numbers of rows, of positives, of distinct scores, below and above 0, masked columns."""
     generator = np.random.default_rng(seed)
     queries, rows = generator.integers(1, 9), generator.integers(1, 300)
@@ -87,57 +87,52 @@ def test_ranks_of_random_shapes(seed, ties):
     scores = (generator.integers(-levels, levels + 1, (queries, rows)) / 7).astype(np.float32)
     positive = generator.random((queries, rows)) < generator.choice([0.02, 0.3, 0.9])
     scores[~positive & (generator.random((queries, rows)) < generator.choice([0, 0.3]))] = -np.inf
-    check_ranks(scores, positive, ties)
+    check_ranks(find, scores, positive, ties)
 
 
-@pytest.mark.usefixtures("path")
-def test_ranks_in_row_order_belong_to_their_own_rows():
+def test_ranks_in_row_order_belong_to_their_own_rows(find):
     for levels in (1, 3, 40, 10_000):  # 40: more tied values than are compared one by one
         scores, positive = world(seed=5, rows=400, levels=levels)
-        query, ranks, _ = ranks_of(scores, positive, "row")
+        query, ranks, _ = ranks_of(find, scores, positive, "row")
         order = np.argsort(-scores, axis=1, kind="stable")
         position = np.nonzero(positive)[1]
         assert (order[query, ranks] == position).all()
 
 
-@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize(("ties", "expected"), [("row", 1), ("best", 0), ("worst", 2)])
-def test_zero_and_minus_zero_tie(ties, expected):
+def test_zero_and_minus_zero_tie(find, ties, expected):
     scores = np.array([[0.0, -0.0, 0.0, -1.0]], dtype=np.float32)
-    _, ranks, tied = ranks_of(scores, np.array([[False, True, False, False]]), ties)
+    _, ranks, tied = ranks_of(find, scores, np.array([[False, True, False, False]]), ties)
     assert (ranks.tolist(), tied.tolist()) == ([expected], [True])
 
 
-@pytest.mark.usefixtures("path")
-def test_columns_at_minus_infinity_are_as_if_absent():
+def test_columns_at_minus_infinity_are_as_if_absent(find):
     scores, positive = world(seed=9, rows=60, levels=5)
     masked = ~positive & (np.random.default_rng(9).random(scores.shape) < 0.5)
-    query, ranks, tied = ranks_of(np.where(masked, -np.inf, scores), positive, "row")
+    query, ranks, tied = ranks_of(find, np.where(masked, -np.inf, scores), positive, "row")
     for i, kept in enumerate(~masked):
-        _, own, own_tied = ranks_of(scores[i : i + 1, kept], positive[i : i + 1, kept], "row")
+        _, own, own_tied = ranks_of(find, scores[i : i + 1, kept], positive[i : i + 1, kept], "row")
         assert ranks[query == i].tolist() == own.tolist()
         assert tied[query == i].tolist() == own_tied.tolist()
 
 
-@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("ties", TIE_RULES)
 @pytest.mark.parametrize("pairs_at_once", [1, 100, 1_000, 10_000])
-def test_several_runs_in_any_chunks_rank_as_each_alone(monkeypatch, pairs_at_once, ties):
+def test_several_runs_in_any_chunks_rank_as_each_alone(find, monkeypatch, pairs_at_once, ties):
     scores, positive = world(seed=7)
     several = np.stack([scores, -scores, np.random.default_rng(0).permuted(scores, axis=1)])
-    alone = [ranks_of(own, positive, ties) for own in several]
+    alone = [ranks_of(find, own, positive, ties) for own in several]
     monkeypatch.setattr("utils_metrics.PAIRS_AT_ONCE", {"cpu": pairs_at_once})
     index = [torch.from_numpy(numbers) for numbers in np.nonzero(positive)]
-    ranks, tied = positive_ranks(list(torch.from_numpy(several)), *index, ties=ties)
+    ranks, tied = find(list(torch.from_numpy(several)), *index, ties)
     for number, (_, own_ranks, own_tied) in enumerate(alone):
         assert ranks[number].tolist() == own_ranks.tolist()
         assert tied[number].tolist() == own_tied.tolist()
 
 
-@pytest.mark.usefixtures("path")
-def test_queries_without_any_positive_have_no_ranks():
+def test_queries_without_any_positive_have_no_ranks(find):
     none = torch.empty(0, dtype=torch.int64)
-    ranks, tied = positive_ranks([torch.rand(3, 5)] * 2, none, none)
+    ranks, tied = find([torch.rand(3, 5)] * 2, none, none, "row")
     assert ranks.shape == tied.shape == (2, 0)
 
 
@@ -145,7 +140,7 @@ def test_queries_without_any_positive_have_no_ranks():
 @pytest.mark.parametrize("ties", ["row", "best", "worst"])
 def test_ranks_on_cuda_equal_the_cpu(ties):
     scores, positive = world(seed=1)
-    here, there = ranks_of(scores, positive, ties), ranks_of(scores, positive, ties, "cuda")
+    here, there = (ranks_of(positive_ranks, scores, positive, ties, at) for at in ("cpu", "cuda"))
     assert all((a == b).all() for a, b in zip(here, there, strict=True))
 
 
@@ -225,6 +220,8 @@ def test_positives_that_are_not_ranked_count_in_the_divisors():
     ranks, query, n, rows = np.array([0]), np.array([0]), np.array([2]), np.array([5])
     values = [measure(name, ranks, query, n, rows)[0] for name in ("AP-T", "AP-S", "Recall@3")]
     assert values == pytest.approx([1 / 2.00001, 0.5, 1 / 2.00001], abs=1e-12)
+    fewer_rows = measure("P@3", ranks, query, np.array([4]), np.array([2]))
+    assert fewer_rows == pytest.approx([1 / 2.00001], abs=1e-12)
 
 
 @pytest.mark.parametrize(
