@@ -101,6 +101,7 @@ def full_task() -> Task:
             note=["one", "", "three"],
             shared="world_gallery",
             own_mode=True,
+            copy_of=np.array([0, 1, 0]),
         ),
         queries=QueryTable(
             key=["q1", "q2"],
