@@ -70,13 +70,15 @@ def _name_after(names: list[str], name: str) -> str:
 def tabulate(ours: Sequence[Figure], published: Sequence[Figure]) -> Table:
     """A row a variant and backbone; of each data set ours, the published figure, the difference.
 
-    Data sets and variants come in the order of the published figures, then by name.
+    Results that another system brought (external_NAME) stand beside those published of NAME. Data
+    sets and variants come in the order of the published figures, then by name.
     """
     columns = dict(sorted((f.dataset, f.column) for f in ours))
     datasets = _ordered(columns, (p.dataset for p in published))
-    runs = _ordered(sorted({(f.variant, f.backbone) for f in ours}), map(_run_of, published))
-    reference = {(*_run_of(p), p.dataset, p.column): p.value for p in published}
-    value = {(*_run_of(f), f.dataset): f.value for f in ours}
+    runs = sorted({(f.variant, f.backbone) for f in ours})
+    runs = _ordered(runs, [(p.variant, p.backbone) for p in published])
+    reference = {(p.variant, p.backbone, p.dataset, p.column): p.value for p in published}
+    value = {(f.variant, f.backbone, f.dataset): f.value for f in ours}
     header = ["method"]
     for name in datasets:
         header += [f"{name} {columns[name]}", f"{name} published", f"{name} difference"]
@@ -88,7 +90,7 @@ def tabulate(ours: Sequence[Figure], published: Sequence[Figure]) -> Table:
                 for name in datasets
                 for cell in _cells(
                     value.get((variant, backbone, name)),
-                    reference.get((variant, backbone, name, columns[name])),
+                    reference.get((system_of(variant), backbone, name, columns[name])),
                 )
             ),
         ]
@@ -97,8 +99,9 @@ def tabulate(ours: Sequence[Figure], published: Sequence[Figure]) -> Table:
     return Table(header, rows)
 
 
-def _run_of(figure: Figure) -> tuple[str, str]:
-    return figure.variant, figure.backbone
+def system_of(variant: str) -> str:
+    """The name of the system whose results were brought, or the variant itself."""
+    return variant.removeprefix("external_")
 
 
 def _ordered(items: Iterable, usual: Iterable) -> list:
