@@ -16,6 +16,7 @@ from utils import UserError, locked, write_csv, write_text
 from utils_evaluation import Evaluation
 from utils_metrics import breakdown
 from utils_task import Breakdown, Task
+from utils_values import query_values, write_values
 
 OPTIONAL = (
     "gallery",
@@ -53,9 +54,14 @@ def show_percent(value: float) -> str:
 
 
 def group_counts(task: Task) -> dict[str, str]:
-    """How many labels each tag has over which the task averages: {"instances": "202"}."""
+    """How many labels each tag has over which the task averages: {"instances": "202"}.
+
+    A count is left out whose name one of the task's own columns has.
+    """
+    taken = {column.name for column in (*task.columns, *task.means)}
     tags = dict.fromkeys(g.tag for column in task.columns for g in column.groups if g.tag)
-    return {f"{tag}s": str(len(_labels(task.queries.tags[tag]))) for tag in tags}
+    counts = {f"{tag}s": str(len(_labels(task.queries.tags[tag]))) for tag in tags}
+    return {name: count for name, count in counts.items() if name not in taken}
 
 
 def _labels(tag: Sequence[str | tuple[str, ...]]) -> set[str]:
@@ -75,7 +81,7 @@ def write_results(
     top_k: int,
     submissions: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a run's folder: a row added to mAP_table.csv, APs.csv, and top{K}.csv if K is not 0.
+    """Write a run's folder: a row of mAP_table.csv, APs.csv and .json, top{K}.csv if K is not 0.
 
     The task's breakdowns are written as matrices beside them. submissions: file name -> text, of
     files for evaluation servers. What an earlier run left of rankings is removed. One process
@@ -83,7 +89,7 @@ def write_results(
     """
     with locked(folder):
         earlier = read_results(folder / "mAP_table.csv")
-        write_csv(folder / "APs.csv", *_per_query(evaluation))
+        write_values(folder, query_values(evaluation.task, evaluation.values))
         for path in folder.glob("top[0-9]*.csv"):
             path.unlink()
         shutil.rmtree(folder / "report", ignore_errors=True)
@@ -104,22 +110,6 @@ def _matrix(evaluation: Evaluation, table: Breakdown) -> tuple[list[str], Iterab
     rows, columns, cells = breakdown(values, column.groups, tags, table.rows, table.columns)
     shown = [["" if np.isnan(cell) else f"{cell:.2f}" for cell in line] for line in cells]
     return ["", *columns], ([name, *line] for name, line in zip(rows, shown, strict=True))
-
-
-def _per_query(evaluation: Evaluation) -> tuple[list[str], Iterable[tuple]]:
-    """Header and rows of APs.csv: what names a query, then each measure in full precision."""
-    labels = evaluation.task.queries.labels()
-    values = {
-        measure_header(evaluation.task, *key): map(repr, value.tolist())
-        for key, value in evaluation.values.items()
-    }
-    return [*labels, *values], zip(*labels.values(), *values.values(), strict=True)
-
-
-def measure_header(task: Task, measure: str, view: str) -> str:
-    """A measure's column in APs.csv: AP for AP-T and AP-S, the view named unless it is the main."""
-    name = measure.replace("AP-T", "AP").replace("AP-S@", "AP@")
-    return name if view == task.main_view else f"{name} ({view})"
 
 
 def _top_rows(evaluation: Evaluation, k: int) -> tuple[list[str], Iterable[list]]:

@@ -3,7 +3,7 @@
 "use strict";
 const report = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const KINDS = { p: "positive", s: "same", o: "other" };
+const KINDS = { p: "positive", s: "related", o: "other" };
 
 /* An element with attributes and children; strings become text, so no text can become markup. */
 function element(tag, attributes, ...children) {
@@ -13,10 +13,10 @@ function element(tag, attributes, ...children) {
   return made;
 }
 
-const percent = (ap) => (100 * ap).toFixed(1);
+const percent = (value) => (100 * value).toFixed(1);
 const fileName = (path) => path.slice(path.lastIndexOf("/") + 1);
 
-/* The thumbnail of [path, text, thumbnail], or a box with its file's name where there is none. */
+/* The thumbnail of [path, note, thumbnail], or a box with its file's name where there is none. */
 function picture(item, description) {
   const [path, , thumbnail] = item;
   const box = () => {
@@ -43,21 +43,25 @@ function tableColumns() {
       show: (i) => String(i + 1) },
     { key: "icon", label: "", style: "icon" },
     { key: "text", label: "Text", style: "text", value: (i) => report.queries[i].text },
-    { key: "instance", label: "Instance", style: "instance",
-      value: (i) => report.queries[i].instance },
+    ...report.labels.map((label, n) => ({ key: `label-${n}`, label, style: "label",
+      value: (i) => report.queries[i].labels[n] })),
     { key: "positives", label: "Positives", style: "value number positives",
       value: (i) => report.queries[i].positives },
   ];
+  const [measure] = report.measures;
   report.methods.forEach((method, m) => {
+    if (measure) {
+      columns.push({
+        key: `value-${m}`, label: several ? measure : `${measure} (%)`, method: m,
+        style: "value number", value: (i) => report.queries[i].runs[m].values[0], show: percent,
+      });
+    }
     columns.push({
-      key: `ap-${m}`, label: several ? "AP" : "AP (%)", method: m,
-      style: several ? "value number starts" : "value number",
-      value: (i) => report.queries[i].runs[m].ap, show: percent,
-    }, {
       key: `first-${m}`, label: several ? "first" : "First at rank", style: "value number",
       method: m, value: (i) => report.queries[i].runs[m].first,
       show: (first) => (first === null ? "none" : String(first)),
     });
+    if (several) columns.find((column) => column.method === m).style += " starts";
   });
   return columns;
 }
@@ -71,10 +75,10 @@ function makeRow(query, i) {
   for (const column of columns) {
     const cell = element("td", { class: column.style });
     if (column.key === "icon") {
-      cell.append(picture(query.item, ""));
+      cell.append(picture(query.images[0], ""));
     } else if (column.key === "text") {
       cell.append(element("a", { href: `#query-${i}` }, query.text || "(no text)"),
-        element("span", { class: "instance" }, query.instance));
+        element("span", { class: "label" }, query.labels.join(", ")));
     } else {
       const value = column.value(i);
       cell.append(column.show ? column.show(value) : String(value));
@@ -94,7 +98,9 @@ function makeHead() {
     const groups = columns.filter((column) => column.method === undefined)
       .map((column) => element("td", { class: `group ${column.style}` }));
     byId("head").append(element("tr", {}, ...groups, ...report.methods.map((method) =>
-      element("th", { class: "group starts", scope: "colgroup", colspan: "2" }, method.label))));
+      element("th", { class: "group starts", scope: "colgroup",
+        colspan: String(columns.filter((column) => column.method === 0).length) },
+      method.label))));
   }
   for (const column of columns) {
     const cell = element("th", { class: column.style, scope: "col", "data-key": column.key });
@@ -121,17 +127,19 @@ function compare(a, b) {
 /* The queries that pass the filters, in the chosen order; those without a value come last. */
 function selectQueries() {
   const words = byId("search").value.trim().toLowerCase();
-  const instance = byId("instance").value;
+  const wanted = report.tags.map((_, n) => byId(`tag-${n}`).value);
   const method = Number(byId("method").value);
   const low = byId("low").value === "" ? -Infinity : Number(byId("low").value);
   const high = byId("high").value === "" ? Infinity : Number(byId("high").value);
-  const passes = (query) => {
-    const ap = Number(percent(query.runs[method].ap));
-    return (instance === "" || query.instance === report.instances[Number(instance)])
-      && ap >= low && ap <= high
-      && (words === ""
-        || `${query.text}\n${query.instance}\n${query.item[0]}`.toLowerCase().includes(words));
+  const within = (query) => {
+    if (!report.measures.length) return true;
+    const value = Number(percent(query.runs[method].values[0]));
+    return value >= low && value <= high;
   };
+  const said = (query) => [query.text, ...query.labels, ...query.images.map(([path]) => path)];
+  const passes = (query) => within(query)
+    && wanted.every((label, n) => label === "" || query.tags[n].includes(Number(label)))
+    && (words === "" || said(query).join("\n").toLowerCase().includes(words));
   const value = columns.find((column) => column.key === state.key).value;
   const sign = state.ascending ? 1 : -1;
   return report.queries.map((_, i) => i).filter((i) => passes(report.queries[i])).sort((i, j) => {
@@ -159,27 +167,33 @@ function showTable() {
 
 /* ---- One query ---- */
 
-function makeHit(rank, row, score, kind) {
+/* marks: numbers of report.marks. Words beside a picture: what it is, then its marks. */
+function makeHit(rank, row, score, kind, marks) {
   const item = report.rows[row];
   const name = KINDS[kind];
-  const words = { p: "positive", s: item[1], o: "other" }[kind];
-  const caption = element("figcaption", {}, element("span", { class: "rank" }, String(rank)));
+  const words = kind === "s" && item[1] ? item[1] : name;
+  const caption = element("figcaption", {}, element("span", { class: "rank" }, rank));
   if (score !== null) caption.append(element("span", { class: "score" }, score.toPrecision(4)));
-  const spoken = kind === "s" ? `same instance, other text: ${words}` : words;
-  caption.append(element("span", { class: "kind", title: spoken }, words));
+  const said = [words === name ? name : `${name}: ${words}`, ...marks.map((n) => report.marks[n])];
+  caption.append(element("span", { class: "kind", title: said.join(", ") }, words));
+  for (const n of marks) {
+    caption.append(element("span", { class: "mark", title: report.marks[n] }, String(n + 1)));
+  }
   return element("li", {}, element("figure", { class: `hit ${name}`, "data-row": row },
-    element("div", { class: "frame" }, picture(item, `rank ${rank}, ${spoken}`)), caption));
+    element("div", { class: "frame" }, picture(item, `rank ${rank}, ${said.join(", ")}`)),
+    caption));
 }
 
 function makeMethod(method, run, query) {
-  const facts = [`AP ${percent(run.ap)}`];
+  const facts = report.measures.map((measure, n) => `${measure} ${percent(run.values[n])}`);
   facts.push(run.first === null ? "no positives" : `first positive at rank ${run.first}`);
   facts.push(`${run.found} of ${query.positives} positives among the ${run.rows.length} shown`);
   if (run.tied) facts.push("a positive ties with a negative");
+  const hits = run.rows.map((row, k) =>
+    makeHit(String(k + 1), row, run.scores[k], run.kinds[k], run.marks[k]));
   const section = element("section", { class: "method" },
     element("h2", {}, method.label), element("p", { class: "facts" }, facts.join(", ")),
-    element("ol", { class: "hits ranked" },
-      ...run.rows.map((row, k) => makeHit(k + 1, row, run.scores[k], run.kinds[k]))));
+    element("ol", { class: "hits ranked" }, ...hits));
   if (run.missed.length) section.append(makeMissed(run));
   return section;
 }
@@ -189,7 +203,7 @@ function makeMissed(run) {
   const missed = element("div", {},
     element("h3", {}, `Missed positives: ${run.missedRanks.length}`),
     element("ol", { class: "hits missed" },
-      ...run.missed.map((row, j) => makeHit(run.missedRanks[j], row, null, "p"))));
+      ...run.missed.map((row, j) => makeHit(String(run.missedRanks[j]), row, null, "p", []))));
   const rest = run.missedRanks.slice(run.missed.length);
   if (rest.length) {
     missed.append(element("details", {},
@@ -217,12 +231,18 @@ function makeSteps(i) {
 
 function makeQuery(i) {
   const query = report.queries[i];
-  const facts = [["Instance", query.instance], ["Positives", String(query.positives)],
-    ["Image", query.item[0]]];
-  return [
+  const facts = [
+    ...report.labels.map((label, n) => [label, query.labels[n]]),
+    ...report.tags.map((tag, n) => [tag.name, query.tags[n].map((m) => tag.labels[m]).join(", ")])
+      .filter(([, value]) => !query.labels.includes(value)),
+    ["Positives", String(query.positives)],
+    ["Image", query.images.map(([path]) => path).join(", ")],
+  ];
+  const pictures = query.images.map((item) =>
+    element("div", { class: "picture" }, picture(item, "query image")));
+  const parts = [
     makeSteps(i),
-    element("header", { class: "query" },
-      element("div", { class: "picture" }, picture(query.item, "query image")),
+    element("header", { class: "query" }, ...pictures,
       element("div", {}, element("h1", { id: "title", tabindex: "-1" }, query.text || "(no text)"),
         element("dl", {}, ...facts.flatMap(([name, value]) =>
           [element("dt", {}, name), element("dd", {}, value)])))),
@@ -230,6 +250,14 @@ function makeQuery(i) {
     element("div", { class: `methods ${report.methods.length > 1 ? "several" : ""}` },
       ...report.methods.map((method, m) => makeMethod(method, query.runs[m], query))),
   ];
+  if (query.leftOut.length) parts.push(makeLeftOut(query.leftOut));
+  return parts;
+}
+
+/* The rows that no ranking of this query holds, by rule. */
+function makeLeftOut(rows) {
+  return element("section", { class: "left-out" }, element("h3", {}, "Left out of the ranking"),
+    element("ol", { class: "hits" }, ...rows.map((row) => makeHit("", row, null, "o", []))));
 }
 
 /* Show what the address names: the query "#query-12", or the table. */
@@ -260,9 +288,14 @@ function followKey(event) {
 }
 
 makeHead();
-report.instances.forEach((name, i) => byId("instance").append(new Option(name, i)));
+report.tags.forEach((tag, n) => {
+  tag.labels.forEach((label, m) => byId(`tag-${n}`).append(new Option(label, m)));
+  byId(`tag-${n}`).addEventListener("change", showTable);
+});
 report.methods.forEach((method, m) => byId("method").append(new Option(method.label, m)));
 byId("method-label").hidden = report.methods.length < 2;
+byId("bounds").hidden = !report.measures.length;
+byId("table").style.setProperty("--labels", Math.max(1, report.labels.length));
 if (report.methods.length > 1) {
   byId("table").classList.add("several");
   // A wider table scrolls in its own box (where its head cannot stay in sight).
@@ -270,7 +303,7 @@ if (report.methods.length > 1) {
   byId("table").style.minWidth = `${480 + 120 * report.methods.length}px`;
 }
 for (const id of ["search", "low", "high"]) byId(id).addEventListener("input", showTable);
-for (const id of ["instance", "method"]) byId(id).addEventListener("change", showTable);
+byId("method").addEventListener("change", showTable);
 window.addEventListener("hashchange", follow);
 window.addEventListener("keydown", followKey);
 showTable();

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas
 
 from report.plots import list_plots, method_labels, write_plots
 from report.render import render
-from report.thumbnails import Picture, make_thumbnails, say_what_is_missing
+from report.thumbnails import Crop, Picture, make_thumbnails, say_what_is_missing
 from utils import whole_folder
+from utils_values import QueryValues, query_values
 
 if TYPE_CHECKING:
     from utils_datasets import ImageStore
     from utils_evaluation import Evaluation
+    from utils_task import Task
 
-MISSED_SHOWN = 6
+MISSED_SHOWN = 6  # of the positives below the ranks shown, and of the rows that are left out
 
 
 def write_report(
     folder: Path,
     evaluations: list[Evaluation],
-    queries: pandas.DataFrame,
-    database: pandas.DataFrame,
     images: ImageStore,
-    dataset: str,
     top_k: int,
     *,
     cache: Path | None = None,
@@ -37,8 +36,8 @@ def write_report(
 
     folder: takes index.html, thumbnails/ and plots/, and nothing outside it is needed to read them.
     It is written whole or not at all; a report that is there is replaced.
-    evaluations: one for each method, all over the same queries and database, in columns' order.
-    queries, database: columns image_path, text, instance (str), row i = row i of the features.
+    evaluations: one for each method, all over the same task, in columns' order, with the best rows
+    of its main view.
     images: `.read(split, image_path)` gives an image's bytes or raises FileNotFoundError.
     top_k: images shown for each query (fewer where the evaluations hold fewer).
     cache: folder of thumbnails that outlives the report and that several reports share (files are
@@ -51,133 +50,134 @@ def write_report(
     folder = Path(folder)
     cache = folder.parent / "thumbnails" if cache is None else Path(cache)
     with whole_folder(folder) as building:
-        shown = collect_report(evaluations, queries, database, top_k)
+        shown = collect_report(evaluations, top_k)
         pictures = make_thumbnails(images, shown.wanted(), cache, building / "thumbnails", workers)
         say_what_is_missing(pictures)
-        write_plots(building / "plots", evaluations, queries)
-        page = _render_report(shown, pictures, evaluations, dataset, len(database), top_k)
+        write_plots(building / "plots", evaluations)
+        page = _render_report(shown, pictures, evaluations, top_k)
         (building / "index.html").write_text(page, encoding="utf-8")
     return folder / "index.html"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shown:
-    """What the page shows, before any picture is made.
+    """What the page shows of a task, before any picture is made.
 
-    labels: a distinct name for each method.
-    query_items: (image path, text, instance) of each query.
-    row_items: (image path, text) of each database row that is shown anywhere.
-    runs: for each query a list with one dict for each method (see `_collect_run`), whose `rows`
-    and `missed` point into row_items.
-    positives: the number of positives of each query.
+    methods: a distinct name for each method.
+    rows: the database rows that are shown anywhere; `rows`, `missed` and left_out point into it.
+    positives: the number of positives of each query in the main view.
+    runs: for each query a list with one dict for each method (see `_collect_run`).
+    left_out: for each query the first rows that the main view does not rank.
+    marks: what a row may be marked as, beside its kind (see `_find_marks`).
     """
 
-    labels: list[str]
-    query_items: list[tuple[str, str, str]]
-    row_items: list[tuple[str, str]]
-    runs: list[list[dict]]
+    task: Task
+    methods: list[str]
+    rows: list[int]
     positives: list[int]
+    runs: list[list[dict]]
+    left_out: list[list[int]]
+    marks: list[str]
 
-    def wanted(self) -> list[tuple[str, str]]:
-        """The distinct (split, image path) whose thumbnails the page shows, in a fixed order."""
-        paths = {("query", path) for path, _, _ in self.query_items}
-        return sorted(paths | {("database", path) for path, _ in self.row_items})
+    def query_crops(self, query: int) -> list[Crop]:
+        """The images of a query."""
+        queries = self.task.queries
+        return [Crop("query", path, _box(queries.box, query)) for path in queries.images[query]]
+
+    def row_crop(self, row: int) -> Crop:
+        """The image of a database row."""
+        gallery = self.task.gallery
+        return Crop("database", gallery.path[row], _box(gallery.box, row))
+
+    def wanted(self) -> list[Crop]:
+        """The distinct images whose thumbnails the page shows, in a fixed order."""
+        queries = (crop for query in range(len(self.runs)) for crop in self.query_crops(query))
+        crops = {*queries, *map(self.row_crop, self.rows)}
+        return sorted(crops, key=lambda crop: (crop.split, crop.path, crop.box or ()))
 
 
-def collect_report(
-    evaluations: list[Evaluation],
-    queries: pandas.DataFrame,
-    database: pandas.DataFrame,
-    top_k: int,
-) -> Shown:
+def _box(boxes: np.ndarray | None, row: int) -> tuple[int, int, int, int] | None:
+    return None if boxes is None else tuple(boxes[row].tolist())
+
+
+def collect_report(evaluations: list[Evaluation], top_k: int) -> Shown:
     """Choose what a report shows: for each query and method the best rows and missed positives.
 
-    A row's kind is "p", positive: instance and text equal the query's; "s", same instance, other
-    text: the row's instance is the query's and its text is another text asked of that instance, so
-    that it shows the object in another condition; "o", other: the rest. A database row names the
-    instance to whose database it belongs, also where it is a negative that does not show the
-    object: that "s" rows show it is inferred from their text.
+    A row's kind is "p", positive in the task's main view; "s", related: in the task's related set,
+    and not positive; "o", other: the rest.
     """
-    instances, texts = _strings(queries["instance"]), _strings(queries["text"])
-    row_instances, row_texts = _strings(database["instance"]), _strings(database["text"])
-    row_paths = _strings(database["image_path"])
-    asked = set(zip(instances, texts, strict=True))
+    task = evaluations[0].task
+    view = task.views[task.main_view]
+    marks = _find_marks(task)
+    numbers: dict[int, int] = {}  # database row -> its place in Shown.rows
 
-    def kind(query: int, row: int) -> str:
-        if row_instances[row] != instances[query]:
-            return "o"
-        if row_texts[row] == texts[query]:
-            return "p"
-        return "s" if (row_instances[row], row_texts[row]) in asked else "o"
+    def place(rows: Sequence[int]) -> list[int]:
+        return [numbers.setdefault(int(row), len(numbers)) for row in rows]
 
-    numbers: dict[int, int] = {}  # database row -> its place in row_items
-
-    def place(row: int) -> int:
-        return numbers.setdefault(row, len(numbers))
-
-    runs = [
-        [_collect_run(evaluation, query, top_k, kind, place) for evaluation in evaluations]
-        for query in range(len(queries))
-    ]
+    runs, left_out = [], []
+    for query in range(len(task.queries)):
+        sets = {
+            "p": task.rows_of(view.positives, query),
+            "s": task.rows_of(task.related, query),
+            "marks": [task.rows_of(marked, query) for marked in marks.values()],
+        }
+        runs.append([_collect_run(own, query, top_k, sets, place) for own in evaluations])
+        left_out.append(place(task.rows_of(view.excluded, query)[:MISSED_SHOWN]))
     return Shown(
-        labels=method_labels(evaluations),
-        query_items=list(zip(_strings(queries["image_path"]), texts, instances, strict=True)),
-        row_items=[(row_paths[row], row_texts[row]) for row in numbers],
-        runs=runs,
+        task=task,
+        methods=method_labels(evaluations),
+        rows=list(numbers),
         positives=[len(ranks) for ranks in evaluations[0].positive_ranks],
+        runs=runs,
+        left_out=left_out,
+        marks=list(marks),
     )
 
 
-def _collect_run(evaluation: Evaluation, query: int, top_k: int, kind, place) -> dict:
-    """One method on one query: its AP, the rank of its first positive, best rows, missed rows.
+def _find_marks(task: Task) -> dict[str, np.ndarray]:
+    """What the views beside the main one do with rows: words -> (Q,) set numbers."""
+    marks = {}
+    for name, view in task.views.items():
+        if name != task.main_view and view.excluded is not None:
+            marks[f"left out of {name}"] = view.excluded
+        if name != task.main_view and view.candidates is not None:
+            marks[f"candidate of {name}"] = view.candidates
+    return marks
 
-    Ranks are 1-based here, as people count. `kinds` is a string with a letter for each of `rows`;
-    `missedRanks` holds the ranks of all missed positives, `missed` the first few of their rows.
+
+def _collect_run(evaluation: Evaluation, query: int, top_k: int, sets: dict, place) -> dict:
+    """One method on one query: its values, the rank of its first positive, best and missed rows.
+
+    Ranks are 1-based here, as people count. `kinds` is a string with a letter for each of `rows`,
+    `marks` their marks by number; `missedRanks` holds the ranks of all missed positives, `missed`
+    the first few of their rows.
     """
-    rows = [int(row) for row in evaluation.top_rows[query][:top_k] if row >= 0]
+    best, scores = (own[query] for own in (evaluation.main.top_rows, evaluation.main.top_scores))
+    rows = best[:top_k][best[:top_k] >= 0]
     ranks, positives = evaluation.positive_ranks[query], evaluation.positive_rows[query]
     missed = np.flatnonzero(ranks >= len(rows))
+    kinds = np.where(np.isin(rows, sets["s"]), "s", "o")
+    kinds[np.isin(rows, sets["p"])] = "p"
     return {
-        "ap": round(float(evaluation.ap[query]), 9),
+        "values": [round(float(own[query]), 9) for own in evaluation.values.values()],
         "first": int(ranks[0]) + 1 if len(ranks) else None,
         "found": len(ranks) - len(missed),
-        "tied": bool(evaluation.tied[query]),
-        "rows": [place(row) for row in rows],
-        "scores": [float(f"{s:.5g}") for s in evaluation.top_scores[query][: len(rows)]],
-        "kinds": "".join(kind(query, row) for row in rows),
-        "missed": [place(int(positives[j])) for j in missed[:MISSED_SHOWN]],
+        "tied": bool(evaluation.main.tied[query]),
+        "rows": place(rows),
+        "scores": [float(f"{score:.5g}") for score in scores[: len(rows)]],
+        "kinds": "".join(kinds),
+        "marks": [[n for n, own in enumerate(sets["marks"]) if row in own] for row in rows],
+        "missed": place(positives[missed[:MISSED_SHOWN]]),
         "missedRanks": [int(ranks[j]) + 1 for j in missed],
     }
 
 
-def _strings(column: pandas.Series) -> list[str]:
-    return column.fillna("").astype(str).tolist()
-
-
 def _render_report(
-    shown: Shown,
-    pictures: dict[tuple[str, str], Picture],
-    evaluations: list[Evaluation],
-    dataset: str,
-    database_count: int,
-    top_k: int,
+    shown: Shown, pictures: dict[Crop, Picture], evaluations: list[Evaluation], top_k: int
 ) -> str:
-    instances = sorted({instance for _, _, instance in shown.query_items})
-    data = {
-        "methods": [{"label": label} for label in shown.labels],
-        "instances": instances,
-        "rows": [[path, text, pictures["database", path].name] for path, text in shown.row_items],
-        "queries": [
-            {
-                "text": text,
-                "instance": instance,
-                "positives": shown.positives[i],
-                "item": [path, text, pictures["query", path].name],
-                "runs": shown.runs[i],
-            }
-            for i, (path, text, instance) in enumerate(shown.query_items)
-        ],
-    }
+    task = shown.task
+    own = query_values(task, evaluations[0].values)
+    tags = [{"name": name, "labels": _labels_of(tag)} for name, tag in task.queries.tags.items()]
     methods = [
         {
             "label": label,
@@ -186,17 +186,69 @@ def _render_report(
             "seconds": evaluation.seconds,
             "config": evaluation.config,
         }
-        for label, evaluation in zip(shown.labels, evaluations, strict=True)
+        for label, evaluation in zip(shown.methods, evaluations, strict=True)
     ]
     return render(
         "page.html",
         script="page.js",
-        title=f"{dataset}: {', '.join(shown.labels)}",
-        data=data,
+        title=f"{task.name}: {', '.join(shown.methods)}",
+        data=_page_data(shown, pictures, own, tags),
+        measure=own.main,
         methods=methods,
-        plots=list_plots(len(evaluations)),
-        query_count=len(shown.query_items),
-        instance_count=len(instances),
-        database_count=database_count,
+        plots=list_plots(own, len(evaluations)),
+        query_count=len(task.queries),
+        database_count=len(task.gallery),
+        tags=tags,
         top_k=top_k,
+        related=task.related is not None,
+        marks=shown.marks,
+        notes=task.notes,
     )
+
+
+def _labels_of(tag: Sequence[str | tuple[str, ...]]) -> list[str]:
+    return sorted({label for labels in tag for label in _each(labels)})
+
+
+def _each(label: str | tuple[str, ...]) -> tuple[str, ...]:
+    return label if isinstance(label, tuple) else (label,)
+
+
+def _page_data(
+    shown: Shown, pictures: dict[Crop, Picture], own: QueryValues, tags: list[dict]
+) -> dict:
+    """What the page's script reads; images are [path, note, thumbnail]."""
+    task = shown.task
+    notes = task.gallery.note
+    numbers = [{label: n for n, label in enumerate(tag["labels"])} for tag in tags]
+    others = [own.labels[header] for header in own.others]
+
+    def image(crop: Crop, note: str = "") -> list:
+        return [crop.path, note, pictures[crop].name]
+
+    def query(number: int) -> dict:
+        labels = [task.queries.tags[tag["name"]][number] for tag in tags]
+        return {
+            "text": task.queries.text[number],
+            "labels": [str(column[number]) for column in others],
+            "tags": [
+                [known[label] for label in _each(label)]
+                for known, label in zip(numbers, labels, strict=True)
+            ],
+            "images": [image(crop) for crop in shown.query_crops(number)],
+            "positives": shown.positives[number],
+            "runs": shown.runs[number],
+            "leftOut": shown.left_out[number],
+        }
+
+    return {
+        "methods": [{"label": label} for label in shown.methods],
+        "measures": list(own.values),
+        "labels": own.others,
+        "tags": tags,
+        "marks": shown.marks,
+        "rows": [
+            image(shown.row_crop(row), "" if notes is None else notes[row]) for row in shown.rows
+        ],
+        "queries": [query(number) for number in range(len(shown.runs))],
+    }

@@ -11,12 +11,14 @@ import numpy as np
 import pandas
 
 from utils import atomic_path
+from utils_values import query_values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from utils_evaluation import Evaluation
+    from utils_values import QueryValues
 
 # One colour a method, in the order given (Okabe and Ito's set: told apart by colour-blind readers).
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"]
@@ -34,96 +36,102 @@ PLOT_STYLE = {
 }
 PNG_DPI = 200
 CELLS_WITH_NUMBERS = 144  # a heat map with more cells than this is read by colour alone
-AP_BINS = 20
-NAMED_BARS = 40  # with more instances than this, a bar has no room for its name
+BINS = 20
+NAMED_BARS = 40  # with more groups than this, a bar has no room for its name
 
 
-def write_plots(
-    folder: Path, evaluations: list[Evaluation], queries: pandas.DataFrame
-) -> list[Path]:
-    """Draw the histogram of AP, the mAP of every instance and, of several methods, AP against AP.
+def write_plots(folder: Path, evaluations: list[Evaluation]) -> list[Path]:
+    """Draw the histogram of the main measure, its mean by group and, of several methods, pairs.
 
-    Each is written as PNG, SVG and, with the numbers drawn (AP in percent), CSV:
-    ap_histogram, instance_map, and ap_by_query, in which the method of the best mAP is drawn
-    against each other method. Returns the paths.
+    The measure is that of the task's first column, the groups are those of its outer tag (none are
+    drawn of a task without one). Each plot is written as PNG, SVG and, with the numbers drawn (in
+    percent), CSV: histogram, by_group, and by_query, in which the method of the best mean is drawn
+    against each other method. Returns the paths; none where the ground truth is hidden.
     """
     folder = Path(folder)
+    own = query_values(evaluations[0].task, evaluations[0].values)
+    if own.main is None:
+        return []
     labels = method_labels(evaluations)
-    ap = {
-        label: 100 * np.asarray(evaluation.ap)
-        for label, evaluation in zip(labels, evaluations, strict=True)
-    }
-    paths = _plot_histogram(folder / "ap_histogram", ap)
-    paths += _plot_instances(folder / "instance_map", ap, queries)
+    main = [query_values(evaluation.task, evaluation.values) for evaluation in evaluations]
+    values = {label: 100 * each.values[own.main] for label, each in zip(labels, main, strict=True)}
+    paths = _plot_histogram(folder / "histogram", own.main, values)
+    if own.outer_tag:
+        paths += _plot_groups(folder / "by_group", own, values)
     if len(evaluations) > 1:
-        paths += _plot_pairs(folder / "ap_by_query", ap, queries)
+        paths += _plot_pairs(folder / "by_query", own, values)
     return paths
 
 
-def list_plots(methods: int) -> list[dict[str, str]]:
+def list_plots(own: QueryValues, methods: int) -> list[dict[str, str]]:
     """Name and caption of each plot that write_plots draws of so many methods."""
+    by_query = f"{own.main} of each query, the best method against the others"
     plots = [
-        {"name": "ap_histogram", "caption": "Queries by AP"},
-        {"name": "instance_map", "caption": "mAP of each instance, sorted"},
-        {"name": "ap_by_query", "caption": "AP of each query, the best method against the others"},
+        ("histogram", f"Queries by {own.main}", own.main),
+        ("by_group", f"Mean {own.main} by {own.outer_tag}, sorted", own.outer_tag),
+        ("by_query", by_query, own.main and methods > 1),
     ]
-    return plots if methods > 1 else plots[:2]
+    return [{"name": name, "caption": caption} for name, caption, is_drawn in plots if is_drawn]
 
 
-def _plot_histogram(stem: Path, ap: dict[str, np.ndarray]) -> list[Path]:
-    edges = np.linspace(0, 100, AP_BINS + 1)
-    counts = {label: np.histogram(values, edges)[0] for label, values in ap.items()}
-    table = pandas.DataFrame({"AP from": edges[:-1], "AP to": edges[1:], **counts})
-    with new_figure(stem, (max(3.6, 2.3 * len(ap)), 2.6)) as figure:
-        panels = figure.subplots(1, len(ap), sharey=True, squeeze=False)[0]
-        for axes, color, (label, values) in zip(panels, _colors(len(ap)), ap.items(), strict=True):
+def _plot_histogram(stem: Path, measure: str, values: dict[str, np.ndarray]) -> list[Path]:
+    edges = np.linspace(0, 100, BINS + 1)
+    counts = {label: np.histogram(own, edges)[0] for label, own in values.items()}
+    bounds = {f"{measure} from": edges[:-1], f"{measure} to": edges[1:]}
+    several = len(values) > 1
+    with new_figure(stem, (max(3.6, 2.3 * len(values)), 2.6)) as figure:
+        panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
+        colors = _colors(len(values))
+        for axes, color, (label, own) in zip(panels, colors, values.items(), strict=True):
             axes.stairs(counts[label], edges, fill=True, color=color, alpha=0.85)
-            axes.set_title(f"{label}, mAP {values.mean():.2f}", fontsize=9, loc="left")
-            axes.set_xlabel("AP (%)")
+            axes.set_title(f"{label}, mean {own.mean():.2f}", fontsize=9, loc="left")
+            axes.set_xlabel(f"{measure} (%)")
             axes.set_xlim(0, 100)
-            axes.set_xticks(range(0, 101, 25 if len(ap) == 1 else 50))
+            axes.set_xticks(range(0, 101, 50 if several else 25))
             _rule(axes)
         panels[0].set_ylabel("queries")
+    table = pandas.DataFrame({**bounds, **counts})
     return [*_picture_paths(stem), write_numbers(stem, table)]
 
 
-def _plot_instances(stem: Path, ap: dict[str, np.ndarray], queries: pandas.DataFrame) -> list[Path]:
-    frame = queries[["instance"]].assign(**ap)
-    table = frame.groupby("instance", sort=True).mean()
-    table.insert(0, "queries", frame["instance"].value_counts())
-    first = next(iter(ap))
+def _plot_groups(stem: Path, own: QueryValues, values: dict[str, np.ndarray]) -> list[Path]:
+    tag = own.outer_tag
+    frame = pandas.DataFrame({tag: list(own.tags[tag]), **values})
+    table = frame.groupby(tag, sort=True).mean()
+    table.insert(0, "queries", frame[tag].value_counts())
+    first = next(iter(values))
     table = table.sort_values(first, ascending=False, kind="stable")
     with new_figure(stem, (6.4, 3.0)) as figure:
         axes = figure.subplots()
-        if len(ap) == 1:
+        if len(values) == 1:
             axes.bar(range(len(table)), table[first], width=0.86, color=COLORS[0])
         else:
-            for color, label in zip(_colors(len(ap)), ap, strict=True):
-                values = np.sort(table[label])[::-1]
-                axes.plot(range(len(values)), values, color=color, linewidth=1.4, label=label)
+            for color, label in zip(_colors(len(values)), values, strict=True):
+                means = np.sort(table[label])[::-1]
+                axes.plot(range(len(means)), means, color=color, linewidth=1.4, label=label)
             axes.legend(fontsize=8)
-        if len(ap) == 1 and len(table) <= NAMED_BARS:
+        if len(values) == 1 and len(table) <= NAMED_BARS:
             names = [name if len(name) <= 18 else f"{name[:17]}\u2026" for name in table.index]
             axes.set_xticks(range(len(table)), names, rotation=60, ha="right", fontsize=7)
         else:
-            order = "each method in its own order" if len(ap) > 1 else "sorted"
-            axes.set_xlabel(f"instances, {order}")
-        axes.set_ylabel("mAP of the instance (%)")
+            order = "each method in its own order" if len(values) > 1 else "sorted"
+            axes.set_xlabel(f"by {tag}, {order}")
+        axes.set_ylabel(f"mean {own.main} (%)")
         axes.set_ylim(0, 100)
         axes.margins(x=0.01)
         _rule(axes)
     return [*_picture_paths(stem), write_numbers(stem, table.reset_index())]
 
 
-def _plot_pairs(stem: Path, ap: dict[str, np.ndarray], queries: pandas.DataFrame) -> list[Path]:
-    best = max(ap, key=lambda label: ap[label].mean())
-    others = [label for label in ap if label != best]
-    table = queries[["image_path", "text", "instance"]].assign(**ap)
+def _plot_pairs(stem: Path, own: QueryValues, values: dict[str, np.ndarray]) -> list[Path]:
+    best = max(values, key=lambda label: values[label].mean())
+    others = [label for label in values if label != best]
     with new_figure(stem, (max(3.6, 2.7 * len(others)), 3.1)) as figure:
         panels = figure.subplots(1, len(others), sharey=True, squeeze=False)[0]
         for axes, label in zip(panels, others, strict=True):
-            draw_pair(axes, ap[label], ap[best], label)
-        panels[0].set_ylabel(f"AP of {best} (%)")
+            draw_pair(axes, values[label], values[best], f"{own.main} of {label}")
+        panels[0].set_ylabel(f"{own.main} of {best} (%)")
+    table = pandas.DataFrame({**own.labels, **values})
     return [*_picture_paths(stem), write_numbers(stem, table)]
 
 
@@ -134,7 +142,7 @@ def draw_pair(axes: Axes, across: np.ndarray, up: np.ndarray, label: str) -> Non
     axes.scatter(across, up, s=size, color=COLORS[0], alpha=strength, linewidths=0, clip_on=False)
     won, lost = int((up > across).sum()), int((up < across).sum())
     axes.set_title(f"above {won}, below {lost}", fontsize=9, loc="left")
-    axes.set_xlabel(f"AP of {label} (%)")
+    axes.set_xlabel(f"{label} (%)")
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 100)
     axes.set_xticks(range(0, 101, 25))
@@ -171,8 +179,8 @@ def plot_sweep(
     path_stem: Path,
     table: pandas.DataFrame,
     axes: list[str],
-    ends: dict[str, float] | None = None,
-    value: str = "mAP",
+    ends: dict[str, float] | None,
+    value: str,
 ) -> list[Path]:
     """Draw a sweep's figure (`value`) over its one or two axes and mark the best point.
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from utils import atomic_path
 
@@ -20,11 +20,22 @@ if TYPE_CHECKING:
     from utils_datasets import ImageStore
 
 # Sizes of thumbnails: the longest side in pixels, and the most bytes one may take. With ten results
-# and at most six missed positives for each of i-CIR's 1,883 queries, a report can
-# never pass 1,883 * (16 * 8,000 + 16,000) bytes = 271 MB; in practice it stays far below.
+# and at most six missed positives a query, a report of 1,883 queries can never pass
+# 1,883 * (16 * 8,000 + 16,000) bytes = 271 MB; in practice it stays far below.
 THUMBNAILS = {"query": (240, 16_000), "database": (160, 8_000)}
 QUALITIES = (78, 60, 40, 20, 0)  # of WebP, tried in turn until the bytes suffice (noise needs 0)
 MAX_WORKERS = 16
+
+
+class Crop(NamedTuple):
+    """An image of a split ("query" or "database") and the part of it that is shown.
+
+    box: left, upper, right, lower in pixels, cut to the image; None or zeros: the whole image.
+    """
+
+    split: str
+    path: str
+    box: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,15 +48,15 @@ class Picture:
 
 def make_thumbnails(
     images: ImageStore,
-    wanted: Iterable[tuple[str, str]],
+    wanted: Iterable[Crop],
     cache: Path,
     folder: Path,
     workers: int | None = None,
-) -> dict[tuple[str, str], Picture]:
-    """Put the thumbnails of (split, image path) pairs into a folder, making those not in the cache.
+) -> dict[Crop, Picture]:
+    """Put the thumbnails of images into a folder, making those that are not in the cache.
 
-    A thumbnail is named by its size and the hash of the image's bytes, so that one is made once
-    however often the image is named, and a changed image never shows its old thumbnail.
+    A thumbnail is named by its size, its box and the hash of the image's bytes, so that one is made
+    once however often the image is named, and a changed image never shows its old thumbnail.
     """
     from tqdm import tqdm
 
@@ -55,23 +66,22 @@ def make_thumbnails(
     make = partial(_make_thumbnail, images, cache, folder)
     # One image of each split comes before the threads: a store that indexes shards when it is
     # first asked does it once then, not once in every thread.
-    done = {pair: make(pair) for pair in {split: (split, path) for split, path in wanted}.values()}
-    rest = [pair for pair in wanted if pair not in done]
+    done = {crop: make(crop) for crop in {crop.split: crop for crop in wanted}.values()}
+    rest = [crop for crop in wanted if crop not in done]
     with ThreadPoolExecutor(workers or min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
         bar = tqdm(pool.map(make, rest), total=len(rest), desc="thumbnails", disable=None)
         return done | dict(zip(rest, bar, strict=True))
 
 
-def _make_thumbnail(
-    images: ImageStore, cache: Path, folder: Path, wanted: tuple[str, str]
-) -> Picture:
-    split, path = wanted
-    side, most_bytes = THUMBNAILS[split]
+def _make_thumbnail(images: ImageStore, cache: Path, folder: Path, wanted: Crop) -> Picture:
+    side, most_bytes = THUMBNAILS[wanted.split]
+    box = wanted.box if wanted.box and any(wanted.box) else None
+    part = "".join(f"-{edge}" for edge in box or ())
     try:
-        content = images.read(split, path)
-        name = f"{hashlib.sha1(content).hexdigest()[:20]}-{side}.webp"
+        content = images.read(wanted.split, wanted.path)
+        name = f"{hashlib.sha1(content).hexdigest()[:20]}{part}-{side}.webp"
         known = (cache / name).exists()
-        thumbnail = b"" if known else shrink(content, side, most_bytes)
+        thumbnail = b"" if known else shrink(content, side, most_bytes, box)
     # Whatever is wrong with one image (Pillow raises many kinds), the page must not fail for it.
     except Exception as error:
         return Picture(None, f"{type(error).__name__}: {error}")
@@ -82,16 +92,27 @@ def _make_thumbnail(
     return Picture(name)
 
 
-def shrink(content: bytes, side: int, most_bytes: int) -> bytes:
+def shrink(
+    content: bytes,
+    side: int,
+    most_bytes: int,
+    box: tuple[int, int, int, int] | None = None,
+) -> bytes:
     """Encode an image as WebP of at most `side` pixels a side, of at most `most_bytes` bytes.
 
-    The picture is turned as the model saw it: what the camera says of its orientation is not
-    applied. Raises what Pillow raises on bytes that are not an image.
+    box: the part that is shown. The picture is turned as the model saw it: what the camera says of
+    its orientation is not applied. Raises what Pillow raises on bytes that are not an image.
     """
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
-        image.draft("RGB", (2 * side, 2 * side))  # JPEG: decoded at a fraction of its size
+        if box:
+            left, upper, right, lower = box
+            image = image.crop(
+                (max(left, 0), max(upper, 0), min(right, image.width), min(lower, image.height))
+            )
+        else:
+            image.draft("RGB", (2 * side, 2 * side))  # JPEG: decoded at a fraction of its size
         small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     for quality in QUALITIES:
@@ -112,9 +133,9 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def say_what_is_missing(pictures: dict[tuple[str, str], Picture]) -> None:
+def say_what_is_missing(pictures: dict[Crop, Picture]) -> None:
     """Say on stderr how many images have no picture, and the first of them."""
-    missing = [(path, picture) for (_, path), picture in pictures.items() if not picture.name]
+    missing = [(crop.path, own) for crop, own in pictures.items() if not own.name]
     if missing:
         path, picture = missing[0]
         print(

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas
 from PIL import Image, ImageDraw
+
+from utils import write_csv
+from utils_task import (
+    Column,
+    Group,
+    Images,
+    Mean,
+    QueryTable,
+    SetBuilder,
+    Task,
+    View,
+    save_task,
+    whole_gallery,
+)
 
 HOSTILE = (
     "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'>&amp;\u2028"
@@ -61,6 +76,78 @@ def make_world(folder: Path, seed: int = 0) -> World:
     _draw_images(world, generator)
     _write_features(world, generator)
     return world
+
+
+def evaluate_world(world: World, methods: Sequence[str], top_k: int, dataset: str = "world"):
+    """Evaluations of methods, at their defaults, over a world's features."""
+    import torch
+
+    from methods import find_method
+    from utils_evaluation import evaluate
+    from utils_retrieval import Assets
+    from utils_runs import Run
+    from utils_storage import load_features
+
+    features = load_features(world.folder / "features", "clip", dataset)
+    found = [find_method(name) for name in methods]
+    runs = [Run(method, method.parameters(), method.name) for method in found]
+    tops = {features.task.main_view: top_k}
+    return evaluate(features, runs, Assets(), torch.device("cpu"), tops=tops)
+
+
+def make_rooms(folder: Path, seed: int = 0) -> World:
+    """A task of no benchmark, "rooms": boxes, queries of two images, views, tags, left-out rows."""
+    generator = np.random.default_rng(seed)
+    gallery, images = [f"db/{n}.png" for n in range(12)], [f"q/{n}.png" for n in range(4)]
+    for path in (*gallery, *images):
+        picture = generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(_made(folder / "data" / "rooms" / path))
+    box = np.zeros((12, 4), np.int64)
+    box[3] = (4, 4, 20, 20)
+    sets = SetBuilder()
+    positives = [sets(rows) for rows in ((1, 2), (3,), (4, 5, 6), ())]
+    excluded = [sets(rows) for rows in ((), (), (0,), (7, 8))]
+    targets = [sets(rows) for rows in ((1,), (3,), (4,), ())]
+    candidates = [sets(range(6))] * 4
+    related = [sets(rows) for rows in ((3, 4), (), (4, 7), ())]
+    columns = (
+        Column("mAP@5", "AP-S@5"),
+        Column("R@1 subset", "Hit@1", "subset"),
+        Column("kitchen", "Recall@5", groups=(Group("room", only="kitchen"),)),
+        Column("rooms", "AP-S@5", groups=(Group("room", digits=2),)),
+        Column("aspects", "AP-S@5", groups=(Group("aspect"),)),
+    )
+    task = Task(
+        name="rooms",
+        gallery=Images(gallery, box=box),
+        queries=QueryTable(
+            key=["a", "b", "c", "d"],
+            images=[(images[0],), (images[1], images[2]), ("db/0.png",), (images[3],)],
+            text=["with a lamp", "in $blue$", "larger", "without a rug"],
+            tags={
+                "room": ["kitchen", "bath", "kitchen", "bath"],
+                "aspect": [("color", "size"), ("color",), (), ("size",)],
+            },
+        ),
+        sets=sets.done(),
+        pool=whole_gallery(4),
+        views={
+            "all": View(np.array(positives), np.array(excluded)),
+            "subset": View(np.array(targets), candidates=np.array(candidates)),
+        },
+        columns=columns,
+        means=(Mean("mean", ("mAP@5", "R@1 subset")),),
+        related=np.array(related),
+        notes=("References are <left> out.",),
+    )
+    features = folder / "features" / "clip_features" / "rooms"
+    save_task(task, _made(features / "task.json").parent)
+    rows = [["a", "0", "0"], ["b", "1 2", "1"], ["c", "3", "2"], ["d", "4", "3"]]
+    write_csv(features / "query.csv", ["key", "image_row", "text_row"], rows)
+    for name, count in (("database_image", 12), ("query_image", 5), ("query_text", 4)):
+        np.save(features / f"{name}.npy", generator.normal(size=(count, 8)).astype(np.float32))
+    (features / "manifest.json").write_text(json.dumps({"model": {"model": "some-model"}}))
+    return World(folder, pandas.DataFrame(), pandas.DataFrame())
 
 
 def page_data(index: Path) -> dict:

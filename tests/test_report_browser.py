@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_world import HOSTILE, LOST, UNANSWERED, make_world
+from report_world import HOSTILE, LOST, UNANSWERED, evaluate_world, make_world
+
+from utils_datasets import Dataset, ImageStore
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -30,7 +32,7 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-dev-shm-usage", "--window-size=1280,900"),
 ]
-CLASS_OF_FLAG = {"1": {"positive"}, "0": {"same", "other"}}
+CLASS_OF_FLAG = {"1": {"positive"}, "0": {"related", "other"}}
 
 
 def run_retrieval(*flags) -> None:
@@ -156,17 +158,17 @@ def requests_made(browser) -> list[str]:
 def test_the_table_lists_every_query(browser, world, report):
     open_page(browser, report)
     assert shown(browser, "text") == list(world.queries["text"])
-    assert shown(browser, "instance") == list(world.queries["instance"])
+    assert shown(browser, "label-0") == list(world.queries["instance"])
     with open(report.parents[1] / "APs.csv", newline="", encoding="utf-8") as file:
         expected = [f"{100 * float(row['AP']):.1f}" for row in csv.DictReader(file)]
-    assert shown(browser, "ap-0") == expected
+    assert shown(browser, "value-0") == expected
     assert "sum" in browser.find_element(By.ID, "means").text
     assert (
         browser.find_element(By.ID, "count").text == f"{len(expected)} of {len(expected)} queries"
     )
 
 
-@pytest.mark.parametrize("column", ["ap-0", "positives", "first-0"])
+@pytest.mark.parametrize("column", ["value-0", "positives", "first-0"])
 def test_the_table_sorts_by_numbers(browser, report, column):
     open_page(browser, report)
     assert sort_by(browser, column) == "ascending"
@@ -183,8 +185,8 @@ def test_the_table_sorts_by_numbers(browser, report, column):
 
 def test_the_table_sorts_by_words(browser, report):
     open_page(browser, report)
-    sort_by(browser, "instance")
-    assert shown(browser, "instance") == sorted(shown(browser, "instance"), key=str.lower)
+    sort_by(browser, "label-0")
+    assert shown(browser, "label-0") == sorted(shown(browser, "label-0"), key=str.lower)
     assert len(find(browser, "th[aria-sort]")) == 1
 
 
@@ -198,15 +200,15 @@ def test_the_table_filters(browser, world, report):
     assert browser.find_element(By.ID, "nothing").is_displayed()
     search.clear()
     search.send_keys(Keys.SPACE)
-    Select(browser.find_element(By.ID, "instance")).select_by_visible_text("<b>clock</b>")
-    assert set(shown(browser, "instance")) == {"<b>clock</b>"}
-    Select(browser.find_element(By.ID, "instance")).select_by_index(0)
-    every = [float(ap) for ap in shown(browser, "ap-0")]
+    Select(browser.find_element(By.ID, "tag-0")).select_by_visible_text("<b>clock</b>")
+    assert set(shown(browser, "label-0")) == {"<b>clock</b>"}
+    Select(browser.find_element(By.ID, "tag-0")).select_by_index(0)
+    every = [float(ap) for ap in shown(browser, "value-0")]
     assert len(every) == len(world.queries)
     browser.find_element(By.ID, "low").send_keys("20")
     browser.find_element(By.ID, "high").send_keys("60")
     within = [ap for ap in every if 20 <= ap <= 60]
-    assert [float(ap) for ap in shown(browser, "ap-0")] == within
+    assert [float(ap) for ap in shown(browser, "value-0")] == within
     assert 0 < len(within) < len(every)
     assert browser.find_element(By.ID, "count").text == f"{len(within)} of {len(every)} queries"
 
@@ -233,9 +235,9 @@ def test_frames_match_the_flags_of_the_table_of_best_rows(browser, report):
             assert kind in CLASS_OF_FLAG[row[f"match_{n}"]]
             assert row[f"path_{n}"] in title
             assert rank == str(n)
-            assert style == ("dashed" if kind == "same" else "solid")
+            assert style == ("dashed" if kind == "related" else "solid")
             seen.add(kind)
-    assert seen == {"positive", "same", "other"}
+    assert seen == {"positive", "related", "other"}
 
 
 def test_thumbnails_load(browser, world, report):
@@ -250,7 +252,7 @@ def test_thumbnails_load(browser, world, report):
 
 def test_queries_open_and_close_by_mouse_and_by_keyboard(browser, world, report):
     open_page(browser, report)
-    sort_by(browser, "ap-0")
+    sort_by(browser, "value-0")
     order = [int(row.get_attribute("data-query")) for row in find(browser, "#body tr")]
 
     def opens(place: int) -> None:
@@ -363,34 +365,23 @@ def test_the_page_may_not_reach_out(browser, report):
 @pytest.fixture(scope="module")
 def side_by_side(world) -> Path:
     """A report of three methods, from the evaluations themselves."""
-    import torch
-
     from report import write_report
-    from utils_datasets import Dataset, ImageStore
-    from utils_evaluation import evaluate
-    from utils_retrieval import Assets
-    from utils_runs import DEFAULTS, Run
-    from utils_storage import load_features
 
-    features = load_features(world.folder / "features", "clip", "world")
-    runs = [Run(method, DEFAULTS, method) for method in ("image", "text", "sum")]
-    evaluations = evaluate(features, runs, Assets(), torch.device("cpu"), top_k=TOP_K)
+    evaluations = evaluate_world(world, ("image", "text", "sum"), TOP_K)
     images = ImageStore(Dataset("world", world.data))
-    folder = world.folder / "several"
-    tables = (world.queries, world.database)
-    return write_report(folder, evaluations, *tables, images, "world", TOP_K)
+    return write_report(world.folder / "several", evaluations, images, TOP_K)
 
 
 def test_methods_stand_side_by_side(browser, side_by_side):
     open_page(browser, side_by_side)
     for m in range(3):
-        sort_by(browser, f"ap-{m}")
-        values = [float(ap) for ap in shown(browser, f"ap-{m}")]
+        sort_by(browser, f"value-{m}")
+        values = [float(ap) for ap in shown(browser, f"value-{m}")]
         assert values == sorted(values)
-    every = shown(browser, "ap-2")
+    every = shown(browser, "value-2")
     Select(browser.find_element(By.ID, "method")).select_by_visible_text("sum")
     browser.find_element(By.ID, "low").send_keys("50")
-    assert sorted(shown(browser, "ap-2")) == sorted(ap for ap in every if float(ap) >= 50)
+    assert sorted(shown(browser, "value-2")) == sorted(ap for ap in every if float(ap) >= 50)
     open_page(browser, side_by_side, "#query-2")
     wait_until(browser, lambda: all_loaded(browser, "#detail img"))
     sections = find(browser, ".method")

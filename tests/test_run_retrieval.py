@@ -175,10 +175,10 @@ def test_what_an_earlier_run_left_of_rankings_goes(world):
     succeed(world, "--method", "image", "--top_k", "4")
     succeed(world, "--method", "image", "--top_k", "1000000")
     assert {path.name for path in results.iterdir()} == {
-        *("mAP_table.csv", "APs.csv", "top1000000.csv")
+        *("mAP_table.csv", "APs.csv", "APs.json", "top1000000.csv")
     }
     succeed(world, "--method", "image")
-    assert {path.name for path in results.iterdir()} == {"mAP_table.csv", "APs.csv"}
+    assert {path.name for path in results.iterdir()} == {"mAP_table.csv", "APs.csv", "APs.json"}
     assert len(read(results / "mAP_table.csv")) == 3
 
 
