@@ -173,7 +173,6 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
 
 
 DEFAULTS = {
-    "icir_source": "folder",
     "backbone": "clip",
     "batch": 512,
     "part_rows": 4096,
@@ -263,8 +262,9 @@ def extract(args: argparse.Namespace) -> None:
     """Encode what the flags name, or say that it is there already."""
     from extraction.encoding import Settings
     from extraction.job import make_features
+    from extraction.ranks import find_ranks
 
-    work = WORKS[args.kind](args)  # user errors first: loading a model takes seconds
+    works = WORKS[args.kind](args)  # user errors first: loading a model takes seconds
     settings = Settings(
         backbone=args.backbone,
         precision=args.precision,
@@ -276,11 +276,11 @@ def extract(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         timeout=args.rank_timeout,
     )
-    job, clock, exported = make_features(work, settings, args.gpu, export=args.format == "pkl")
-    if clock:
-        print_summary(job, clock)
-    if exported:
-        print("the reference's files:", *exported)
+    for job, clock in make_features(works, settings, args.gpu):
+        if clock:
+            print_summary(job, clock)
+    if args.format == "pkl" and find_ranks(os.environ).rank == 0:
+        print("the reference's files:", *(path for work in works for path in work.export()))
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -298,7 +298,7 @@ def _count_workers() -> int:
     return max(1, _count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def _dataset(args: argparse.Namespace) -> Work:
+def _dataset(args: argparse.Namespace) -> list[Work]:
     from extraction.dataset import read_dataset
 
     return read_dataset(
@@ -308,28 +308,29 @@ def _dataset(args: argparse.Namespace) -> Work:
         args.corpora_dir,
         args.limit,
         args.features_dir / backbone_folder(args.backbone),
+        pickles=args.format == "pkl",
     )
 
 
-def _corpora(args: argparse.Namespace) -> Work:
+def _corpora(args: argparse.Namespace) -> list[Work]:
     from extraction.assets import read_corpora
 
-    return read_corpora(args.corpora_dir, args.features_dir / backbone_folder(args.backbone))
+    return [read_corpora(args.corpora_dir, args.features_dir / backbone_folder(args.backbone))]
 
 
-def _mean(args: argparse.Namespace) -> Work:
+def _mean(args: argparse.Namespace) -> list[Work]:
     from extraction.assets import MeanWork, read_images
     from utils_assets import mean_path
 
-    return MeanWork(read_images(args.images), mean_path(args.data_dir, args.backbone))
+    return [MeanWork(read_images(args.images), mean_path(args.data_dir, args.backbone))]
 
 
-def _synthetic(args: argparse.Namespace) -> Work:
+def _synthetic(args: argparse.Namespace) -> list[Work]:
     from extraction.assets import read_synthetic
     from utils_assets import synthetic_path
 
     path = synthetic_path(args.path_to_synthetic_data, args.backbone)
-    return read_synthetic(args.images, args.captions, path)
+    return [read_synthetic(args.images, args.captions, path)]
 
 
 # How each kind of --dataset is read.

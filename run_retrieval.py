@@ -537,8 +537,8 @@ def _page(places: Places, dataset: str, top_k: int) -> Callable:
     """What writes the page with the ranked images of some evaluations, and returns its path."""
 
     def write(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
+        from benchmarks import find_images
         from report import write_report
-        from utils_datasets import find_images
 
         return write_report(
             folder / "report",

@@ -143,20 +143,43 @@ class BadImage(Exception):
         self.cause = cause
 
 
-def decode_image(source: bytes | str | Path) -> Image.Image:
+def decode_image(
+    source: bytes | str | Path, box: Sequence[int] | None = None, own_mode: bool = False
+) -> Image.Image:
     """Decode an encoded image, bytes or a file, to RGB as Pillow's convert("RGB") does it.
 
     The first frame of an animation; transparency dropped; 16-bit grey clipped to 8 bits; the EXIF
     orientation not applied. All of this is what CLIP's usual pipelines do, and features depend on
-    it. Pillow's limit on huge images (decompression bombs) stays on.
+    it. Pillow's limit on huge images (decompression bombs) stays on. box: what to show of it, see
+    crop_box. own_mode: the image stays in its file's mode, and is made RGB where the model's
+    preprocessing does that, after the crop.
     Raises BadImage with the cause.
     """
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
-        with Image.open(file) as image:
-            return image.convert("RGB")
+        with Image.open(file) as opened:
+            image = opened.copy() if own_mode else opened.convert("RGB")
+        return image if box is None else crop_box(image, box)
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise BadImage(_describe_image_error(error)) from error
+
+
+def crop_box(image: Image.Image, box: Sequence[int]) -> Image.Image:
+    """A box (left, upper, right, lower; pixels) of an image, cut to it, centred on a black square.
+
+    A box of zeros is the whole image, as it is. Raises ValueError for one without an area.
+    """
+    if not any(box):
+        return image
+    left, upper = max(0, box[0]), max(0, box[1])
+    right, lower = min(image.width, box[2]), min(image.height, box[3])
+    if left >= right or upper >= lower:
+        raise ValueError(f"the box {tuple(map(int, box))} shows nothing of it")
+    part = image.crop((left, upper, right, lower))
+    side = max(part.size)
+    square = Image.new(image.mode, (side, side))
+    square.paste(part, ((side - part.width) // 2, (side - part.height) // 2))
+    return square
 
 
 def _describe_image_error(error: Exception) -> str:

@@ -22,13 +22,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.icir import task_of_labels
+from benchmarks import icir
 from utils import UserError, read_json, sha256_file
 from utils_backbones import backbone_folder
-from utils_datasets import COLUMNS
 from utils_task import Task, load_task
 
-LABELS = list(COLUMNS)
+LABELS = list(icir.LABELS)
 UNREADABLE = "make it readable, or extract the features again"
 
 
@@ -436,7 +435,7 @@ def reference_features(reference: Reference, backbone: str, dataset: str) -> Fea
     features = Features(
         backbone=backbone,
         dataset=dataset,
-        task=task_of_labels(dataset, reference.tables["query"], labels, paths, notes),
+        task=icir.task_of_labels(dataset, reference.tables["query"], labels, paths, notes),
         query_files=files["query"],
         database_files=files["database"],
         source=reference.paths["query"],
@@ -455,7 +454,7 @@ def _load_labelled(folder: Path, backbone: str, dataset: str) -> Features:
     return Features(
         backbone=backbone,
         dataset=dataset,
-        task=task_of_labels(dataset, queries, labels, paths, notes),
+        task=icir.task_of_labels(dataset, queries, labels, paths, notes),
         query_files=_arrays(folder, "query"),
         database_files=_arrays(folder, "database"),
         source=folder / "manifest.json",

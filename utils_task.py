@@ -313,7 +313,7 @@ def without_images(task: Task, missing: Collection[str]) -> Task:
     """
     missing = set(missing)
     keep_row = np.array([path not in missing for path in task.gallery.path], bool)
-    sets, left = _without_rows(task.sets, keep_row)
+    _, left = _without_rows(task.sets, keep_row)
     keep = np.array([missing.isdisjoint(images) for images in task.queries.images], bool)
     for view in task.views.values():
         if view.positives is not None:
@@ -321,14 +321,42 @@ def without_images(task: Task, missing: Collection[str]) -> Task:
     if not keep.any() or not keep_row.any():
         raise UserError(f"{task.name}: {len(missing)} images are missing, and no query is left")
 
-    def numbers(old: np.ndarray | None) -> np.ndarray | None:
-        return None if old is None else left[old[keep]]
-
     rows, queries = np.flatnonzero(~keep_row), np.flatnonzero(~keep)
     note = (
         f"{len(missing)} missing images left out: {len(rows)} of {len(keep_row)} gallery rows and "
         f"{len(queries)} of {len(keep)} queries"
     )
+    return _restrict(task, keep_row, keep, note)
+
+
+def first_rows(task: Task, count: int) -> Task:
+    """A small task for trials: the first queries, the first gallery rows and those queries' own.
+
+    Those are the rows of their positives, and of what a view leaves out or alone ranks. The
+    features of its gallery are shared with no other task.
+    """
+    keep = np.arange(len(task.queries)) < count
+    keep_row = np.arange(len(task.gallery)) < count
+    for view in task.views.values():
+        for numbers in vars(view).values():
+            for number in np.unique(numbers[keep]) if numbers is not None else ():
+                if number != NO_SET:
+                    keep_row[task.sets[number]] = True
+    if task.gallery.copy_of is not None:
+        keep_row[task.gallery.copy_of[keep_row]] = True
+    note = f"the first {keep.sum()} queries and {keep_row.sum()} gallery rows of {task.name}"
+    small = _restrict(task, keep_row, keep, note)
+    gallery = dataclasses.replace(small.gallery, shared=None)
+    return dataclasses.replace(small, name=f"{task.name}_first{count}", gallery=gallery)
+
+
+def _restrict(task: Task, keep_row: np.ndarray, keep: np.ndarray, note: str) -> Task:
+    """The task of some gallery rows, bool (N,), and some queries, bool (Q,), with a note on it."""
+    sets, left = _without_rows(task.sets, keep_row)
+
+    def numbers(old: np.ndarray | None) -> np.ndarray | None:
+        return None if old is None else left[old[keep]]
+
     gallery = _select(task.gallery, keep_row)
     if gallery.copy_of is not None:  # copies are of one path: what one is of is kept with it
         gallery = dataclasses.replace(gallery, copy_of=(np.cumsum(keep_row) - 1)[gallery.copy_of])

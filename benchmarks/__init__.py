@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import UserError
+from utils import UserError, last_part
+from utils_datasets import RESERVED_NAMES, Dataset, ImageStore
 
 if TYPE_CHECKING:
     from utils_task import Task
+
+
+# What the name of a data set ends in, of which only the first N rows were extracted.
+LIMITED = re.compile(r"_first\d+$")
 
 
 def image_below(root: Path, path: str) -> Path:
@@ -59,6 +66,10 @@ class Benchmark:
     folder (see find_folder), by name of --dataset (names that are absent have their own name as
     folder). how_to_get: the line that says where annotations and images come from. locate(root,
     path): the file of an image of the task. submissions: layout of a Submission -> its form.
+
+    fits(root): whether a folder of one's own is in this form, which `read` then reads, and whose
+    name `name_of` gives; None where there is no such form. labelled: features are in i-CIR's form
+    (a row a query and a gallery image, image_path,text,instance), and images may lie in shards.
     """
 
     tasks: Mapping[str, Callable[[Path], Task]]
@@ -66,6 +77,33 @@ class Benchmark:
     folder: Mapping[str, str] = field(default_factory=dict)
     locate: Callable[[Path, str], Path] = image_below
     submissions: Mapping[str, Layout] = field(default_factory=dict)
+    fits: Callable[[Path], bool] | None = None
+    read: Callable[[Path], Task] | None = None
+    name_of: Callable[[Path], str] = last_part
+    labelled: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """A data set that was found: the name of its features, its folder, and how it is read."""
+
+    name: str
+    root: Path
+    benchmark: Benchmark
+    read: Callable[[Path], Task]
+
+    @property
+    def images(self) -> ImageStore:
+        """Its images, wherever they lie."""
+        return ImageStore(Dataset(self.name, self.root), self.benchmark.locate)
+
+
+@cache
+def _benchmarks() -> dict[str, Benchmark]:
+    """Every benchmark of this folder, by the name of its module."""
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    loaded = {name: importlib.import_module(f"{__name__}.{name}") for name in modules}
+    return {name: own.BENCHMARK for name, own in loaded.items() if hasattr(own, "BENCHMARK")}
 
 
 @cache
@@ -75,13 +113,73 @@ def list_benchmarks() -> dict[str, Benchmark]:
     Raises UserError if two files offer one name.
     """
     found: dict[str, Benchmark] = {}
-    for module in pkgutil.iter_modules(__path__):
-        benchmark = getattr(importlib.import_module(f"{__name__}.{module.name}"), "BENCHMARK", None)
-        for name in benchmark.tasks if benchmark else ():
+    for module, benchmark in _benchmarks().items():
+        for name in benchmark.tasks:
             if name in found:
-                raise UserError(f"benchmarks/{module.name}.py: the name {name!r} is taken")
+                raise UserError(f"benchmarks/{module}.py: the name {name!r} is taken")
             found[name] = benchmark
     return dict(sorted(found.items()))
+
+
+def find_dataset(dataset: str, data_dir: Path) -> Found:
+    """The published data set of that name, or the folder of one's own: under data_dir, or a path.
+
+    Raises UserError if there is none, listing what exists and how to get the rest.
+    """
+    published = list_benchmarks().get(dataset)
+    if published:
+        root = find_folder(data_dir, published.folder.get(dataset, dataset))
+        if root.is_dir():
+            return Found(dataset, root, published, published.tasks[dataset])
+    for root in (data_dir / dataset, Path(dataset)) if dataset else ():
+        if root.is_dir():
+            return _read_form(root)
+    forms = [published] if published else _own_forms()
+    raise UserError(
+        f"no data set {dataset!r}: neither {data_dir / dataset} nor {dataset} is a folder (data "
+        f"sets under {data_dir}: {', '.join(list_folders(data_dir)) or 'none'}; published ones: "
+        f"{', '.join(list_benchmarks())}); {'; '.join(form.how_to_get for form in forms)}"
+    )
+
+
+def _own_forms() -> list[Benchmark]:
+    return [benchmark for benchmark in _benchmarks().values() if benchmark.fits]
+
+
+def _read_form(root: Path) -> Found:
+    """A folder of one's own, in whichever form it is."""
+    for form in _own_forms():
+        if form.fits(root):
+            name = form.name_of(root)
+            if name in RESERVED_NAMES:
+                raise UserError(
+                    f"{root}: a data set cannot be called {name!r}, that name is taken under "
+                    "features/; rename the folder"
+                )
+            return Found(name, root, form, form.read)
+    raise UserError(f"{root} is no data set: {'; '.join(form.how_to_get for form in _own_forms())}")
+
+
+def list_folders(data_dir: Path) -> list[str]:
+    """Names of the folders under data_dir that are data sets of one's own form, sorted."""
+    folders = sorted(data_dir.iterdir()) if data_dir.is_dir() else ()
+    return [own.name for own in folders if any(form.fits(own) for form in _own_forms())]
+
+
+def find_images(dataset: str, data_dir: Path) -> ImageStore:
+    """The images of a data set given by name or folder; for NAME_firstN, failing that, of NAME.
+
+    Where it is not on this machine, a store that holds no image, which stderr says.
+    """
+    try:
+        return find_dataset(dataset, data_dir).images
+    except UserError as error:
+        whole = LIMITED.sub("", dataset)
+        if whole != dataset:
+            return find_images(whole, data_dir)
+        print(f"{error}; the report names the images that it cannot show", file=sys.stderr)
+        name = last_part(dataset)
+        return ImageStore(Dataset(name, data_dir / name))
 
 
 def missing_images(benchmark: Benchmark, task: Task, root: Path) -> list[str]:

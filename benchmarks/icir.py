@@ -1,5 +1,10 @@
 """i-CIR (NeurIPS 2025, arXiv 2510.25387), and data sets of one's own in its two-CSV form.
 
+    ROOT/query_files.csv                      the folder layout: rows image_path,text,instance
+    ROOT/database_files.csv
+    ROOT/annotations/{query,database}_files.csv            the same files, beside shards
+    ROOT/webdataset/{query,database}/{split}-NNNNNN.tar    the shards
+
 Every instance has a database of its own. A row of it is positive for a query of the instance if
 its text is the query's; rows with another text that is asked of the instance are related.
 """
@@ -7,21 +12,146 @@ its text is the query's; rows with another text that is asked of the instance ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import UserError
+from benchmarks import Benchmark
+from utils import UserError, last_part, read_csv, sha256_file
+from utils_datasets import SPLITS, Dataset, find_image
 from utils_task import NO_SET, Column, Group, Images, QueryTable, RowSets, Task, View
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LABELS = ("image_path", "text", "instance")  # the columns of the annotation files
+
+# Where the annotations may lie under a data set's root, by source, the usual place first.
+ANNOTATION_PLACES = {
+    "folder": ("", "annotations"),
+    "wds": ("annotations", "webdataset/annotations", ""),
+}
+HOW_TO_GET = (
+    "get i-CIR with `python3 data/download.py icir`, the tiny world with `python3 "
+    "data/tiny/make_split.py`; a data set of your own is a folder with query_files.csv and "
+    "database_files.csv (see README.md)"
+)
 
 COLUMNS = (
     Column("mAP", "AP-T"),
     Column("mmAP", "AP-T", groups=(Group("instance"),)),
     Column("minmAP", "AP-T", groups=(Group("instance", "min"),)),
 )
+
+
+# ---------------------------------------------------------------------------------------------
+# Annotations
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The rows of one split in annotation order: image_paths[i], texts[i], instances[i] are row i.
+
+    lines[i] is the line of the file at which row i begins, from 1; path, sha256: the file. A text
+    may be empty in the database (a negative without one); an image path may occur in several rows.
+    """
+
+    split: str
+    path: Path
+    sha256: str
+    image_paths: list[str]
+    texts: list[str]
+    instances: list[str]
+    lines: list[int]
+
+    def columns(self) -> dict[str, list[str]]:
+        """The columns by name."""
+        return {name: getattr(self, f"{name}s") for name in LABELS}
+
+    def select(self, rows: Sequence[int]) -> Annotation:
+        """Those rows, by number from 0."""
+        columns = ("image_paths", "texts", "instances", "lines")
+        return replace(self, **{c: [getattr(self, c)[row] for row in rows] for c in columns})
+
+
+def read_annotation(root: Path, split: str, source: str) -> Annotation:
+    """Read the annotation of one split ("query" or "database") for a source, "folder" or "wds".
+
+    Raises UserError, naming file and row, if the file is absent, empty, not UTF-8, or has a row
+    that is not image_path,text,instance.
+    """
+    path = _find_annotation(root, split, source)
+    lines, rows = [], []
+    for line, row in read_csv(path):
+        _check_row(row, f"{path}, row {line}", split)
+        lines.append(line)
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} is empty: rows {','.join(LABELS)} are expected")
+    image_paths, texts, instances = (list(column) for column in zip(*rows, strict=True))
+    return Annotation(split, path, sha256_file(path), image_paths, texts, instances, lines)
+
+
+def _find_annotation(root: Path, split: str, source: str) -> Path:
+    places = [root / place for place in ANNOTATION_PLACES[source]]
+    for place in places:
+        if (place / f"{split}_files.csv").is_file():
+            return place / f"{split}_files.csv"
+    looked = " or ".join(str(place) for place in places)
+    raise UserError(f"no {split}_files.csv in {looked}; {HOW_TO_GET}")
+
+
+def _check_row(row: list[str], where: str, split: str) -> None:
+    columns = ",".join(LABELS)
+    if len(row) != len(LABELS):
+        raise UserError(
+            f"{where}: {len(row)} columns where {len(LABELS)} are expected ({columns}); "
+            "put double quotes around a value that holds a comma"
+        )
+    if tuple(row) == LABELS:
+        raise UserError(f"{where}: the file takes no header line; remove it")
+    if "\r" in "".join(row):
+        raise UserError(f"{where}: a carriage return inside a value; remove it")
+    image_path, text, instance = row
+    if not image_path or not instance:
+        raise UserError(f"{where}: the image path and the instance must not be empty ({columns})")
+    if split == "query" and not text.strip():
+        raise UserError(f"{where}: a query needs a text ({columns})")
+
+
+def has_annotations(root: Path) -> bool:
+    """Whether a folder is a data set in this form."""
+    places = {place for source in ANNOTATION_PLACES.values() for place in source}
+    return any((root / place / "query_files.csv").is_file() for place in places)
+
+
+def locate(root: Path, path: str) -> Path:
+    """The file of an image, relative to the data set's folder or to the folder's parent."""
+    try:
+        return find_image(Dataset(last_part(root), root), path)
+    except FileNotFoundError:
+        return root / path
+
+
+# ---------------------------------------------------------------------------------------------
+# The task
+# ---------------------------------------------------------------------------------------------
+
+
+def read(root: Path) -> Task:
+    """The task of the annotations, wherever they lie. Raises UserError as read_annotation does."""
+    import pandas as pd
+
+    source = "wds" if (root / "webdataset").is_dir() else "folder"
+    splits = {split: read_annotation(root, split, source) for split in SPLITS}
+    query, database = (pd.DataFrame(splits[split].columns(), dtype="str") for split in SPLITS)
+    labels = database[["text", "instance"]].astype("category")
+    paths, notes = splits["database"].image_paths, splits["database"].texts
+    task = task_of_labels(last_part(root), query, labels, paths, notes)
+    return replace(task, sources={own.path.name: own.sha256 for own in splits.values()})
 
 
 def task_of_labels(
@@ -81,3 +211,13 @@ def _check_pools(queries: pd.DataFrame, sizes: np.ndarray) -> None:
             f"query row {empty[0] + 1}: the instance {name!r} has queries but no database "
             "rows; add rows to database_files.csv or remove its queries, and extract again"
         )
+
+
+BENCHMARK = Benchmark(
+    tasks={"icir": read, "tiny": read},
+    how_to_get=HOW_TO_GET,
+    locate=locate,
+    fits=has_annotations,
+    read=read,
+    labelled=True,
+)

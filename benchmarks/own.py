@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from benchmarks import Benchmark
 from utils import UserError, last_part, read_csv, sha256_file
 from utils_datasets import IMAGE_SUFFIXES, RESERVED_NAMES
 from utils_metrics import parse_measure, plan_steps
@@ -594,3 +595,12 @@ def _count_odd(queries: Sequence[Query]) -> Iterator[str]:
         if found:
             first = f"the first {found[0].key!r} ({QUERIES}, {_line(found[0])})"
             yield f"queries {what}: {len(found):,} of {len(queries):,}, {first}"
+
+
+BENCHMARK = Benchmark(
+    tasks={},
+    how_to_get="a folder of your own holds queries.jsonl (see docs/own.md)",
+    fits=is_own,
+    read=read,
+    name_of=name_of,
+)

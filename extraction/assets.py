@@ -23,9 +23,10 @@ from extraction.parts import (
     shard_units,
     write_array,
 )
-from extraction.reading import EverySample, SampleIndex, index_samples
+from extraction.reading import EverySample, FileImages, SampleIndex, index_samples
 from extraction.reference import write_reference_corpus
 from extraction.stage import FileStage, NoRows, Rows, ShardStage, Stage, Summary, TextStage
+from extraction.words import read_corpus
 from utils import UserError, atomic_path, publishing, read_csv, sha256_file, write_csv, write_json
 from utils_datasets import IMAGE_SUFFIXES
 
@@ -37,29 +38,6 @@ CAPTION_COLUMNS = ("image_path", "caption")
 # ---------------------------------------------------------------------------------------------
 # Corpora
 # ---------------------------------------------------------------------------------------------
-
-
-def read_corpus(path: Path) -> tuple[list[str], list[int]]:
-    """The prompts of a text corpus and their lines: one column, no header.
-
-    Raises UserError, naming the row, for a second column, and for an absent or empty file.
-    """
-    if not path.is_file():
-        raise UserError(
-            f"no {path}; a corpus is a CSV of one column (--corpora_dir names its folder)"
-        )
-    prompts, lines = [], []
-    for line, row in read_csv(path):
-        if len(row) > 1:
-            raise UserError(
-                f"{path}, row {line}: {len(row)} columns where one is expected; put double quotes "
-                "around a prompt that holds a comma"
-            )
-        prompts += row
-        lines.append(line)
-    if not prompts:
-        raise UserError(f"{path} is empty: a prompt a row is expected")
-    return prompts, lines
 
 
 @dataclass(frozen=True)
@@ -170,7 +148,7 @@ class ImageTree:
             rows=rows,
             units=cut_ranges(rows.count, part_rows),
             fingerprint=prints,
-            locate=functools.partial(_below, self.root),
+            images=FileImages(functools.partial(_below, self.root)),
         )
 
     def _in_shards(

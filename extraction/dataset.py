@@ -1,152 +1,315 @@
-"""A data set's features: the images and texts of its two splits."""
+"""A data set's features: the distinct images and texts of any task, and the task beside them.
+
+    database.csv, database_image.npy     a row a gallery image; in a folder of their own where
+                                         several tasks share a gallery
+    query.csv                            key, and the rows of the query's images and texts below
+    query_image.npy                      distinct query images; absent where all of them are in the
+                                         gallery, to whose rows query.csv then points
+    query_text.npy, query_context_text.npy               distinct query texts
+    task.json, task.npz, manifest.json
+
+Data sets in i-CIR's form have a row a query instead, see labelled.py.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import hashlib
+import tempfile
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extraction.assets import read_corpus
+import numpy as np
+
+from benchmarks import Found, find_dataset
 from extraction.encoding import Settings
-from extraction.job import Job
+from extraction.job import Job, Work
+from extraction.labelled import read_labelled
 from extraction.manifest import describe, identify, is_finished
-from extraction.parts import (
-    Parts,
-    cut_ranges,
-    drop_parts,
-    shard_sizes,
-    shard_units,
-    write_array,
-)
-from extraction.reading import index_samples
-from extraction.reference import write_reference_dataset
-from extraction.stage import FileStage, Rows, ShardStage, Stage, Summary, TextStage
-from utils import UserError, publishing, sha256_file, write_csv, write_json
-from utils_datasets import (
-    COLUMNS,
-    SPLITS,
-    Annotation,
-    Dataset,
-    find_dataset,
-    find_image,
-    list_shards,
-    read_annotation,
-    spell_samples,
-)
+from extraction.parts import Parts, cut_ranges, drop_parts, write_array
+from extraction.reading import FileImages
+from extraction.stage import FileStage, Rows, Stage, Summary
+from extraction.words import ContextWords, read_context_words
+from utils import UserError, publishing, read_json, refuse_idle, write_csv, write_json
+from utils_task import Task, first_rows, image_paths, save_task, without_images
 
 if TYPE_CHECKING:
     from utils_features import Encoder
 
-CONTEXT_CORPUS = "generic_subjects"  # its first rows are the words of contextualised texts
-CONTEXT_WORDS = 100
+BOX_COLUMNS = ("left", "upper", "right", "lower")
+LOOKED_AT = 20  # images whose files are looked for before the model is loaded
+WHOLE = (0, 0, 0, 0)  # the box of a whole image
+
+Picture = tuple[str, tuple[int, ...]]  # an image's path, and the box of it that is shown
+
+
+def read_dataset(
+    dataset: str,
+    data_dir: Path,
+    source: str | None,
+    corpora_dir: Path,
+    limit: int | None,
+    features: Path,
+    pickles: bool = False,
+) -> list[Work]:
+    """Read what --dataset names. features: the backbone's folder of features.
+
+    source: "folder" or "wds"; None, and no pickles: all that tasks bear that are not in i-CIR's
+    form. Raises UserError if anything is missing or malformed.
+    """
+    found = find_dataset(dataset, data_dir)
+    if found.benchmark.labelled:
+        words = read_context_words(corpora_dir)
+        return [read_labelled(found, source or "folder", words, limit, features)]
+    if source:
+        refuse_idle(["icir_source"], f"with --dataset {dataset}")
+    if pickles:
+        raise UserError(f"--format pkl: the reference's files cannot hold {found.name}; leave it")
+    task = found.read(found.root)
+    _check_images(found, task)
+    if limit:
+        task = first_rows(task, limit)
+    words = read_context_words(corpora_dir)
+    images = FileImages(
+        functools.partial(found.benchmark.locate, found.root), task.gallery.own_mode
+    )
+    gallery = GalleryWork(task, images, str(found.root.resolve()), features)
+    work = TaskWork(gallery, words, limit)
+    return [gallery, work] if task.gallery.shared else [work]
+
+
+def _check_images(found: Found, task: Task) -> None:
+    """Raise UserError if the images are not there at all."""
+    paths = image_paths(task)[:LOOKED_AT]
+    if not any(found.benchmark.locate(found.root, path).is_file() for path in paths):
+        raise UserError(
+            f"{found.root} does not hold the images of {found.name} ({paths[0]} and the next ones "
+            f"are not there); {found.benchmark.how_to_get}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------
+
+
+def gallery_pictures(task: Task) -> list[Picture]:
+    """What each gallery row shows."""
+    boxes = _boxes(task.gallery.box, len(task.gallery))
+    return list(zip(task.gallery.path, boxes, strict=True))
+
+
+def query_pictures(task: Task) -> list[list[Picture]]:
+    """What the images of each query show."""
+    boxes = _boxes(task.queries.box, len(task.queries))
+    return [
+        [(path, box) for path in paths]
+        for paths, box in zip(task.queries.images, boxes, strict=True)
+    ]
+
+
+def query_phrases(task: Task) -> list[Sequence[str]]:
+    """The texts of each query that are encoded."""
+    return task.queries.texts or [(text,) for text in task.queries.text]
+
+
+def _boxes(boxes: np.ndarray | None, count: int) -> Iterable[tuple[int, ...]]:
+    return [WHOLE] * count if boxes is None else map(tuple, boxes.tolist())
+
+
+def _hash(values: Iterable[object]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(f"{value!r}\n".encode())
+    return digest.hexdigest()
+
+
+def _distinct(values: Iterable[Sequence]) -> list:
+    return list(dict.fromkeys(value for own in values for value in own))
+
+
+# ---------------------------------------------------------------------------------------------
+# The gallery
+# ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class DatasetWork:
-    """A data set's annotations, its shards (none for folders), and the contextual words.
+class GalleryWork:
+    """The gallery of a task; as a work of its own, that which several tasks share.
 
-    name: what its features go by; limit: rows of each split, None: all; folder: of the features.
+    images: opens them; place: the folder they are below; features: the backbone's folder.
     """
 
-    dataset: Dataset
-    name: str
-    limit: int | None
-    annotations: Mapping[str, Annotation]
-    shards: Mapping[str, Sequence[Path]]
-    words: tuple[str, ...]
-    words_sha256: str
-    folder: Path
+    task: Task
+    images: FileImages
+    place: str
+    features: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where its features go."""
+        return self.features / (self.task.gallery.shared or self.task.name)
+
+    @functools.cached_property
+    def pictures(self) -> list[Picture]:
+        """What each row shows."""
+        return gallery_pictures(self.task)
+
+    def stage(self, settings: Settings) -> FileStage:
+        """The stage of the gallery's images."""
+        rows, name = self.pictures, self.task.gallery.shared or self.task.name
+        return self.picture_stage("database_image", rows, f"gallery of {name}", settings)
+
+    def picture_stage(
+        self, name: str, pictures: Sequence[Picture], table: str, settings: Settings
+    ) -> FileStage:
+        """A stage of pictures, one a row. table: what a message calls the rows."""
+        rows = Rows.of(pictures, table, range(1, len(pictures) + 1))
+        boxes = np.array([box for _, box in rows.items], np.int64)
+        paths = [path for path, _ in rows.items]
+        return FileStage(
+            name=name,
+            rows=Rows(paths, rows.item_of_row, table, rows.lines),
+            units=cut_ranges(rows.count, settings.part_rows),
+            # The files of a folder are too many to look at, so they are known by their place.
+            fingerprint={
+                "rows": _hash(pictures),
+                "source": f"folder {self.place}",
+                "own_mode": self.images.own_mode,
+            },
+            dtype=settings.save_dtype if name == "database_image" else "float32",
+            images=self.images,
+            boxes=boxes if boxes.any() else None,
+        )
+
+    def write(
+        self, folder: Path, stage: Stage, parts: Parts, dim: int, missing: Collection[str]
+    ) -> int:
+        """Write the table and the array of the rows whose images are there, and count them."""
+        keep = np.array([path not in missing for path, _ in self.pictures], bool)
+        kept = [picture for picture, good in zip(self.pictures, keep, strict=True) if good]
+        boxed = any(box != WHOLE for _, box in self.pictures)
+        rows = ((path, *box) if boxed else (path,) for path, box in kept)
+        write_csv(folder / "database.csv", ["image_path", *(BOX_COLUMNS if boxed else ())], rows)
+        write_array(folder / "database_image.npy", stage, parts, dim, keep)
+        return len(kept)
 
     def plan(self, settings: Settings, encoder: Encoder) -> Job:
-        """The job of a data set; no stages if it is finished."""
-        manifest = describe(settings, encoder, "dataset", self.name, self.limit)
-        manifest["sources"] = {a.path.name: a.sha256 for a in self.annotations.values()}
-        manifest["sources"][f"{CONTEXT_CORPUS}.csv"] = self.words_sha256
-        manifest["context_words"] = len(self.words)
+        """The job of a shared gallery; no stages if it is finished."""
+        manifest = describe(settings, encoder, "gallery", self.folder.name)
+        manifest |= {"sources": {}, "rows": _hash(self.pictures)}
+        stage, parts = self.stage(settings), Parts(self.folder / ".parts")
+        done = is_finished(
+            self.folder / "manifest.json", manifest, settings.overwrite, settings.skip_bad
+        )
+        if done:
+            drop_parts(parts.folder)
+        names = ("manifest.json", "database.csv", "database_image.npy")
+        return Job(
+            title=self.folder.name,
+            parts=parts,
+            stages=[] if done else [stage],
+            identity=identify(settings, encoder),
+            outputs=[self.folder / name for name in names],
+            finish=functools.partial(self._finish, parts, stage, manifest, encoder.dim),
+        )
+
+    def _finish(
+        self, parts: Parts, stage: Stage, manifest: dict, dim: int, summaries: dict[str, Summary]
+    ) -> None:
+        """Write the table, the array and, last, the manifest."""
+        skipped = _skipped(summaries)
+        with publishing(parts.folder / "finished", self.folder, last="manifest.json") as staging:
+            missing = {entry["image_path"] for entry in skipped}
+            count = self.write(staging, stage, parts, dim, missing)
+            manifest = manifest | {"counts": {"database": count}, "skipped": skipped}
+            write_json(staging / "manifest.json", manifest)
+
+
+def _skipped(summaries: dict[str, Summary]) -> list[dict]:
+    """The images that the stages left out, as a manifest lists them."""
+    return [
+        {"split": name.partition("_")[0], **entry}
+        for name, summary in summaries.items()
+        for entry in summary.skipped
+    ]
+
+
+# ---------------------------------------------------------------------------------------------
+# The task
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TaskWork:
+    """A task's queries, and its gallery where no other task shares it.
+
+    words: that contextualise the texts; limit: what --limit was, None: none.
+    """
+
+    gallery: GalleryWork
+    words: ContextWords
+    limit: int | None
+
+    @property
+    def task(self) -> Task:
+        return self.gallery.task
+
+    @property
+    def folder(self) -> Path:
+        """Where its features go."""
+        return self.gallery.features / self.task.name
+
+    @functools.cached_property
+    def pictures(self) -> list[Picture]:
+        """The distinct query images; none where all of them are in the gallery."""
+        distinct = _distinct(query_pictures(self.task))
+        return [] if set(distinct) <= set(self.gallery.pictures) else distinct
+
+    @functools.cached_property
+    def phrases(self) -> list[str]:
+        """The distinct query texts."""
+        return _distinct(query_phrases(self.task))
+
+    def plan(self, settings: Settings, encoder: Encoder) -> Job:
+        """The job of a task; no stages if it is finished."""
+        manifest = describe(settings, encoder, "dataset", self.task.name, self.limit)
+        sources = {**self.task.sources, self.words.path.name: self.words.sha256}
+        rows = [self.gallery.pictures, query_pictures(self.task), query_phrases(self.task)]
+        manifest |= {"sources": sources, "context_words": len(self.words.words)}
+        manifest |= {"rows": _hash(row for part in rows for row in part)}
         path, parts = self.folder / "manifest.json", Parts(self.folder / ".parts")
         stages = self._stages(settings)
         if is_finished(path, manifest, settings.overwrite, settings.skip_bad):
             drop_parts(parts.folder)
+            self._renew(read_json(path)["skipped"])
             stages = []
-        names = ["manifest.json", *(f"{split}.csv" for split in SPLITS)]
-        names += [f"{stage.name}.npy" for stage in stages]
         return Job(
-            title=self.name,
+            title=self.task.name,
             parts=parts,
             stages=stages,
             identity=identify(settings, encoder),
-            outputs=[self.folder / name for name in names],
+            outputs=[
+                path,
+                *(self.folder / name for name in ("task.json", "task.npz")),
+                *(self.folder / f"{split}.csv" for split in ("query", "database")),
+                *(self.folder / f"{n}_image.npy" for n in ("query", "database")),
+                *(self.folder / f"query_{n}.npy" for n in ("context_text", "text")),
+            ],
             finish=functools.partial(self._finish, parts, stages, manifest, encoder.dim),
         )
 
     def _stages(self, settings: Settings) -> list[Stage]:
-        query = self.annotations["query"]
-        texts = Rows.of(query.texts, query.path, query.lines)
-        prompts = max(1, 2 * len(self.words))
-        fingerprint = {"annotation": query.sha256, "limit": self.limit}
-        plain = TextStage(
-            name="query_text",
-            rows=texts,
-            units=cut_ranges(texts.count, settings.part_rows),
-            fingerprint=fingerprint,
-        )
-        contextual = TextStage(
-            name="query_context_text",
-            rows=texts,
-            units=cut_ranges(texts.count, max(1, settings.part_rows // prompts)),
-            fingerprint=fingerprint | {"words": self.words_sha256},
-            words=self.words,
-        )
-        of_files = not self.shards["query"]
-        images = [
-            self._files(settings, split) if of_files else self._shards(settings, split)
-            for split in SPLITS
-        ]
-        return [images[0], plain, contextual, images[1]]
-
-    def _files(self, settings: Settings, split: str) -> FileStage:
-        """The images of one split in files: ranges of them."""
-        annotation = self.annotations[split]
-        rows = Rows.of(annotation.image_paths, annotation.path, annotation.lines)
-        return FileStage(
-            rows=rows,
-            units=cut_ranges(rows.count, settings.part_rows),
-            locate=functools.partial(find_image, self.dataset),
-            # The files of a folder are too many to look at, so they are known by their place.
-            **self._common(settings, split, f"folder {self.dataset.root.resolve()}"),
-        )
-
-    def _shards(self, settings: Settings, split: str) -> ShardStage:
-        """The images of one split in shards, which are known by their sizes.
-
-        A shard is a unit, but all of the query's are one: an image recurs in several of them.
-        """
-        annotation, shards = self.annotations[split], self.shards[split]
-        spelling = spell_samples(self.dataset, annotation.image_paths, shards)
-        spelled = [spelling.of_row(path) for path in annotation.image_paths]
-        rows = Rows.of(spelled, annotation.path, annotation.lines)
-        labels = zip(spelled, annotation.texts, annotation.instances, strict=True)
-        units = shard_units(shards, together=split == "query")
-        common = self._common(settings, split, "wds")
-        common["fingerprint"] |= {"shards": shard_sizes(units)}
-        return ShardStage(
-            rows=rows,
-            units=units,
-            samples=index_samples(labels, rows.item_of_row, spelling.of_sample),
-            whole=self.limit is None,
-            **common,
-        )
-
-    def _common(self, settings: Settings, split: str, source: str) -> dict:
-        sha256 = self.annotations[split].sha256
-        return {
-            "name": f"{split}_image",
-            "fingerprint": {"annotation": sha256, "limit": self.limit, "source": source},
-            "dtype": settings.save_dtype if split == "database" else "float32",
-        }
+        table = f"queries of {self.task.name}"
+        numbers = range(1, len(self.phrases) + 1)
+        texts = Rows.of(self.phrases, table, numbers)
+        stages = list(self.words.stages(texts, {"rows": _hash(self.phrases)}, settings.part_rows))
+        if self.pictures:
+            images = self.gallery.picture_stage("query_image", self.pictures, table, settings)
+            stages.insert(0, images)
+        return stages if self.task.gallery.shared else [*stages, self.gallery.stage(settings)]
 
     def _finish(
         self,
@@ -156,102 +319,56 @@ class DatasetWork:
         dim: int,
         summaries: dict[str, Summary],
     ) -> None:
-        """Write the tables, the arrays and, last, the manifest."""
-        kept = {split: summaries[f"{split}_image"] for split in SPLITS}
-        manifest = manifest | {
-            "counts": {split: int(kept[split].keep.sum()) for split in SPLITS},
-            "skipped": [{"split": s, **entry} for s in SPLITS for entry in kept[s].skipped],
-            "without_row": {split: kept[split].unmatched for split in SPLITS},
-        }
+        """Write the tables, the arrays, the task without what was left out, last the manifest."""
+        skipped = _skipped(summaries)
+        if self.task.gallery.shared:
+            skipped += read_json(self.gallery.folder / "manifest.json")["skipped"]
+        missing = {entry["image_path"] for entry in skipped}
+        task = without_images(self.task, missing) if missing else self.task
+        arrays = {stage.name: stage for stage in stages}
         with publishing(parts.folder / "finished", self.folder, last="manifest.json") as staging:
-            for split, annotation in self.annotations.items():
-                rows = zip(*(getattr(annotation, f"{name}s") for name in COLUMNS), strict=True)
-                chosen = (row for row, keep in zip(rows, kept[split].keep, strict=True) if keep)
-                write_csv(staging / f"{split}.csv", COLUMNS, chosen)
-            for stage in stages:
-                keep = kept[stage.name.partition("_")[0]].keep
-                write_array(staging / f"{stage.name}.npy", stage, parts, dim, keep)
+            if "database_image" in arrays:
+                self.gallery.write(staging, arrays["database_image"], parts, dim, missing)
+            images, shown = self._used(self.pictures, query_pictures(task))
+            texts, said = self._used(self.phrases, query_phrases(task))
+            for name, keep in {"image": images, "text": texts, "context_text": texts}.items():
+                if f"query_{name}" in arrays:
+                    stage = arrays[f"query_{name}"]
+                    write_array(staging / f"query_{name}.npy", stage, parts, dim, keep)
+            if not self.pictures:
+                shown = _rows_in(gallery_pictures(task), query_pictures(task))
+            rows = zip(task.queries.key, shown, said, strict=True)
+            write_csv(staging / "query.csv", ["key", "image_row", "text_row"], rows)
+            save_task(task, staging)
+            counts = {"query": len(task.queries), "database": len(task.gallery)}
+            manifest = manifest | {"counts": counts, "skipped": skipped}
             write_json(staging / "manifest.json", manifest)
 
-    def export(self) -> list[Path]:
-        """Write the reference's pickles beside finished features."""
-        return write_reference_dataset(self.folder, self.name, self.dataset.name)
+    @staticmethod
+    def _used(distinct: list, asked: list[Sequence]) -> tuple[np.ndarray, list[str]]:
+        """Which of the distinct pictures or texts the queries use, bool; and each query's rows."""
+        used = set(_distinct(asked))
+        keep = np.array([value in used for value in distinct], bool)
+        kept = [value for value in distinct if value in used]
+        return keep, _rows_in(kept, asked) if kept else []
 
-
-# ---------------------------------------------------------------------------------------------
-# Reading
-# ---------------------------------------------------------------------------------------------
-
-
-def read_dataset(
-    dataset: str, data_dir: Path, source: str, corpora_dir: Path, limit: int | None, features: Path
-) -> DatasetWork:
-    """Read what --dataset names. source: "folder" or "wds"; features: the backbone's folder.
-
-    Raises UserError if anything is missing or malformed.
-    """
-    found = find_dataset(dataset, data_dir)
-    annotations = {split: read_annotation(found, split, source) for split in SPLITS}
-    shards: dict[str, list[Path]] = {split: [] for split in SPLITS}
-    if source == "wds":
-        shards = {split: list_shards(found, split) for split in SPLITS}
-    else:
-        _check_layout(found, annotations["query"])
-    corpus = corpora_dir / f"{CONTEXT_CORPUS}.csv"
-    words = tuple(read_corpus(corpus)[0][:CONTEXT_WORDS])
-    name = found.name
-    if limit:
-        name = f"{name}_first{limit}"
-        annotations = _limit(annotations, limit)
-    _check_instances(annotations)
-    sha256 = sha256_file(corpus)
-    return DatasetWork(found, name, limit, annotations, shards, words, sha256, features / name)
-
-
-def _check_layout(dataset: Dataset, annotation: Annotation) -> None:
-    """Raise UserError if there are shards where images in folders were expected."""
-    if not (dataset.root / "webdataset").is_dir():
-        return
-    for path in annotation.image_paths:
-        with contextlib.suppress(FileNotFoundError):
-            find_image(dataset, path)
-            return
-    raise UserError(
-        f"{dataset.root} holds its images in shards, not in folders: add --icir_source wds"
-    )
-
-
-def _limit(annotations: Mapping[str, Annotation], limit: int) -> dict[str, Annotation]:
-    """The first rows of each split, but queries whose instance then has no database row.
-
-    Raises UserError if no query is left.
-    """
-    query, database = (
-        annotation.select(range(min(limit, len(annotation.image_paths))))
-        for annotation in (annotations[split] for split in SPLITS)
-    )
-    known = set(database.instances)
-    kept = [row for row, instance in enumerate(query.instances) if instance in known]
-    if not kept:
-        raise UserError(
-            f"--limit {limit}: the first rows of {query.path} and of {database.path} have no "
-            "instance in common; take more"
-        )
-    if len(kept) < len(query.instances):
-        print(
-            f"--limit {limit}: {len(kept)} of {len(query.instances)} queries kept, those whose "
-            "instance is among the database rows"
-        )
-    return {"query": query.select(kept), "database": database}
-
-
-def _check_instances(annotations: Mapping[str, Annotation]) -> None:
-    """Raise UserError for a query whose instance has no database row: it cannot be evaluated."""
-    query, database = (annotations[split] for split in SPLITS)
-    known = set(database.instances)
-    for line, instance in zip(query.lines, query.instances, strict=True):
-        if instance not in known:
-            raise UserError(
-                f"{query.path}, row {line}: the instance {instance!r} has no row in "
-                f"{database.path}; add some, or remove its queries"
+    def _renew(self, skipped: list[dict]) -> None:
+        """Write the task of finished features again if it is judged otherwise than it was then."""
+        missing = {entry["image_path"] for entry in skipped}
+        task = without_images(self.task, missing) if missing else self.task
+        with tempfile.TemporaryDirectory() as place:
+            save_task(task, Path(place))
+            same = all(
+                (self.folder / path.name).is_file()
+                and (self.folder / path.name).read_bytes() == path.read_bytes()
+                for path in Path(place).iterdir()
             )
+        if not same:
+            save_task(task, self.folder)
+            print(f"{self.folder}: the task was written anew; its features are as they were")
+
+
+def _rows_in(values: Sequence, asked: Iterable[Sequence]) -> list[str]:
+    """The rows of each query's values, as query.csv has them: numbers, blanks between."""
+    row_of = {value: row for row, value in reversed(list(enumerate(values)))}
+    return [" ".join(str(row_of[value]) for value in own) for own in asked]

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -49,26 +49,23 @@ class Work(Protocol):
     def plan(self, settings: Settings, encoder: Encoder) -> Job:
         """Its job; no stages if it is finished."""
 
-    def export(self) -> list[Path]:
-        """Write the reference's files beside the finished ones; returns their paths."""
-
 
 def make_features(
-    work: Work, settings: Settings, gpu: int, export: bool = False
-) -> tuple[Job, Clock | None, list[Path]]:
-    """Load the model and make what the work says, as one of the ranks there are.
+    works: Sequence[Work], settings: Settings, gpu: int
+) -> Iterator[tuple[Job, Clock | None]]:
+    """Load the model and make what the works say, one after the other, as one of the ranks.
 
-    gpu: the device's number, -1 for the CPU. Returns the job, its times (None if there was nothing
-    to do, or on another rank than the first) and the exported files.
+    gpu: the device's number, -1 for the CPU. Gives each job and its times, None if there was
+    nothing to do, or on another rank than the first.
     Raises UserError, with everything done so far safe on disk.
     """
     ranks = find_ranks(os.environ)
     device = select_device(_device_index(gpu, ranks))
     with in_plain_words():
         encoder = load_encoder(settings.backbone, device, settings.precision)
-    job = work.plan(settings, encoder)
-    clock = run_job(job, encoder, settings, ranks) if job.stages else None
-    return job, clock, work.export() if export and ranks.rank == 0 else []
+    for work in works:
+        job = work.plan(settings, encoder)
+        yield job, run_job(job, encoder, settings, ranks) if job.stages else None
 
 
 def _device_index(gpu: int, ranks: Ranks) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from utils_features import Encoder
 
 # Settings of a finished run that a later one must share to count as the same.
-SETTLED = ("model", "precision", "save_dtype", "sources", "limit", "context_words")
+SETTLED = ("model", "precision", "save_dtype", "sources", "rows", "limit", "context_words")
 
 PACKAGES = ("torch", "open_clip_torch", "pillow", "torchvision", "numpy", "webdataset")
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from utils_datasets import IMAGE_SUFFIXES
 from utils_features import BadImage, decode_image
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from extraction.parts import Unit
 
 IMAGES_AT_ONCE = 32  # images that a worker hands over together, whatever the batch size
@@ -45,9 +48,9 @@ class Chunk:
     error: str | None = None
 
     def add(self, item: int, name: str, read: Callable, preprocess: Callable) -> None:
-        """Decode and preprocess one image, or note why it cannot be."""
+        """Read and preprocess one image, or note why it cannot be."""
         try:
-            image = preprocess(decode_image(read()))
+            image = preprocess(read())
         except FileNotFoundError:
             self.bad.append((item, name, "no such file"))
         except BadImage as error:
@@ -78,33 +81,52 @@ def make_loader(dataset: object, workers: int, **options) -> DataLoader:
 # ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class FileImages:
+    """Opens images that lie in files. locate: the file of a path; own_mode: see decode_image."""
+
+    locate: Callable[[str], Path]
+    own_mode: bool = False
+
+    def open(self, path: str, box: np.ndarray | None) -> Image:
+        """An image, or what a box shows of it."""
+        return decode_image(self.locate(path), box, self.own_mode)
+
+
 class FileChunks:
     """Reads the images that each work order names."""
 
-    def __init__(self, locate: Callable[[str], Path], preprocess: Callable):
-        self.locate, self.preprocess = locate, preprocess
+    def __init__(self, images: FileImages, preprocess: Callable):
+        self.images, self.preprocess = images, preprocess
 
-    def __getitem__(self, order: tuple[Chunk, int, list[str]]) -> Chunk:
-        chunk, first, names = order
-        for item, name in enumerate(names, first):
-            chunk.add(item, name, lambda name=name: self.locate(name), self.preprocess)
+    def __getitem__(self, order: tuple[Chunk, int, list[str], list]) -> Chunk:
+        chunk, first, paths, boxes = order
+        for item, (path, box) in enumerate(zip(paths, boxes, strict=True), first):
+            chunk.add(item, path, partial(self.images.open, path, box), self.preprocess)
         return chunk.close()
 
 
 class FileOrders:
-    """The work orders of a stage's units, in order, as the loader's sampler."""
+    """The work orders of a stage's units, in order, as the loader's sampler.
 
-    def __init__(self, items: Sequence[str], units: list[Unit], batch: int):
-        self.items, self.units, self.batch = items, units, batch
+    items: paths; boxes: int (items, 4), or None.
+    """
 
-    def __iter__(self) -> Iterator[tuple[Chunk, int, list[str]]]:
+    def __init__(
+        self, items: Sequence[str], boxes: np.ndarray | None, units: list[Unit], batch: int
+    ):
+        self.items, self.boxes, self.units, self.batch = items, boxes, units, batch
+
+    def __iter__(self) -> Iterator[tuple[Chunk, int, list[str], list]]:
         for unit in self.units:
             for start in range(unit.start, unit.stop, self.batch):
                 end = min(start + self.batch, unit.stop)
                 for first in range(start, end, IMAGES_AT_ONCE):
                     stop = min(first + IMAGES_AT_ONCE, end)
                     chunk = Chunk(unit, full=stop == end, last=stop == unit.stop)
-                    yield chunk, first, self.items[first:stop]
+                    paths = self.items[first:stop]
+                    boxes = [None] * len(paths) if self.boxes is None else self.boxes[first:stop]
+                    yield chunk, first, paths, list(boxes)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -281,7 +303,7 @@ class ShardChunks(IterableDataset):
             seen.add(item)
             if chunk.batch not in done:
                 name = self.samples.name(sample)
-                chunk.add(item, name, lambda data=sample.data: data, self.preprocess)
+                chunk.add(item, name, partial(decode_image, sample.data), self.preprocess)
             chunk.full = len(seen) % self.batch == 0
             if chunk.batch in done:
                 chunk.full = False

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.icir import LABELS
 from extraction.manifest import is_finished
 from utils import (
     UserError,
@@ -20,7 +21,7 @@ from utils import (
     write_csv,
     write_json,
 )
-from utils_datasets import COLUMNS, SPLITS, Dataset, relative_image_path
+from utils_datasets import SPLITS, Dataset, relative_image_path
 from utils_storage import (
     features_folder,
     load_pickle,
@@ -127,7 +128,7 @@ def convert_dataset(
         for split, table in reference.tables.items():
             paths = [native_path(name, path) for path in table["image_path"]]
             rows = zip(paths, table["text"], table["instance"], strict=True)
-            write_csv(staging / f"{split}.csv", COLUMNS, rows)
+            write_csv(staging / f"{split}.csv", LABELS, rows)
             for key, array in reference.arrays[split].items():
                 np.save(staging / f"{split}_{key}.npy", array)
         if "context_text" not in reference.arrays["query"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from extraction.parts import Part, Parts, Unit
 from extraction.reading import (
     EverySample,
     FileChunks,
+    FileImages,
     FileOrders,
     SampleIndex,
     ShardChunks,
@@ -23,6 +24,13 @@ from utils import UserError
 # ---------------------------------------------------------------------------------------------
 # Rows and what became of them
 # ---------------------------------------------------------------------------------------------
+
+
+def share(values: Iterable[Hashable]) -> tuple[list, np.ndarray]:
+    """The distinct values in order of first appearance, and for each value (n,) int64 which."""
+    numbers: dict[Hashable, int] = {}
+    item_of_row = [numbers.setdefault(value, len(numbers)) for value in values]
+    return list(numbers), np.array(item_of_row, np.int64)
 
 
 @dataclass(frozen=True)
@@ -44,20 +52,19 @@ class Rows:
     """The rows of a table, and the distinct images or texts ("items") that they show.
 
     items: in order of first appearance; item_of_row: (rows,) int64; table: the file that the rows
-    come from; lines: the line of it at which each row begins, from 1.
+    come from, or another name for them; lines: the line of it at which each row begins, from 1.
     """
 
     items: Sequence[str]
     item_of_row: np.ndarray
-    table: Path
+    table: Path | str
     lines: Sequence[int]
 
     @classmethod
     def of(cls, values: Iterable[str], table: Path, lines: Sequence[int]) -> Rows:
         """Rows of these values, one a row."""
-        numbers: dict[str, int] = {}
-        item_of_row = [numbers.setdefault(value, len(numbers)) for value in values]
-        return cls(list(numbers), np.array(item_of_row, np.int64), table, lines)
+        items, item_of_row = share(values)
+        return cls(items, item_of_row, table, lines)
 
     def __len__(self) -> int:
         return len(self.item_of_row)
@@ -174,13 +181,17 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class FileStage(Stage):
-    """Images in files: a part for each unit. locate: the file of an item."""
+    """Images in files: a part for each unit. boxes: int (items, 4), what to show of each, or None.
 
-    locate: Callable[[str], Path]
+    The items are paths, one of which may recur with another box.
+    """
+
+    images: FileImages
+    boxes: np.ndarray | None = None
 
     def encode(self, units: list[Unit], run: Run) -> None:
-        dataset = FileChunks(self.locate, run.encoder.preprocess)
-        orders = FileOrders(self.rows.items, units, run.settings.batch)
+        dataset = FileChunks(self.images, run.encoder.preprocess)
+        orders = FileOrders(self.rows.items, self.boxes, units, run.settings.batch)
         loader = make_loader(dataset, run.settings.workers, sampler=orders)
         total = sum(unit.stop - unit.start for unit in units)
         for _ in ImageBatches(self, run).encode(loader, total):

@@ -11,17 +11,24 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks
+from benchmarks import icir, list_folders
 from utils import UserError, sha256_file
-from utils_datasets import (
-    Dataset,
-    ImageStore,
-    find_dataset,
-    find_image,
-    list_datasets,
-    list_shards,
-    read_annotation,
-    relative_image_path,
-)
+from utils_datasets import Dataset, ImageStore, find_image, relative_image_path
+from utils_datasets import list_shards as list_shards_of
+
+
+def find_dataset(dataset: str, data_dir: str | Path) -> Dataset:
+    found = benchmarks.find_dataset(dataset, Path(data_dir))
+    return Dataset(found.name, found.root)
+
+
+def read_annotation(dataset: Dataset, split: str, source: str) -> icir.Annotation:
+    return icir.read_annotation(dataset.root, split, source)
+
+
+def list_shards(dataset: Dataset, split: str) -> list[Path]:
+    return list_shards_of(dataset, split, icir.HOW_TO_GET)
 
 
 def write_annotation(root: Path, content: str | bytes, split: str = "query") -> Dataset:
@@ -69,7 +76,7 @@ def test_an_unknown_data_set_lists_the_known_ones(tmp_path):
     write_annotation(tmp_path / "bikes", "q.jpg,t,i\n")
     write_annotation(tmp_path / "cars" / "annotations", "q.jpg,t,i\n")
     (tmp_path / "laion_mean").mkdir()
-    assert list_datasets(tmp_path) == ["bikes", "cars"]
+    assert list_folders(tmp_path) == ["bikes", "cars"]
     with pytest.raises(UserError, match=r"no data set 'icir'.*bikes, cars.*download\.py icir"):
         find_dataset("icir", tmp_path)
     with pytest.raises(UserError, match=r"data sets under .*absent: none.*query_files\.csv"):

@@ -34,7 +34,7 @@ from extraction.encoding import Settings
 from extraction.job import Job, run_job
 from extraction.parts import Part, Parts, cut_ranges, write_array
 from extraction.ranks import Beat, Ranks, Watch, find_ranks
-from extraction.reading import index_samples
+from extraction.reading import FileImages, index_samples
 from extraction.stage import FileStage, Rows, Stage
 from utils import UserError
 from utils_features import Preprocess, load_encoder
@@ -122,7 +122,7 @@ def test_killed_while_putting_together(world, small_clip, uninterrupted, monkeyp
     flags = (*SMALL_PARTS, "--features_dir", "late", "--workers", "0")
     folder = output_folder(world, small_clip, "late")
     with monkeypatch.context() as patch:
-        patch.setattr("extraction.dataset.write_csv", _stop)
+        patch.setattr("extraction.labelled.write_csv", _stop)
         with pytest.raises(KeyboardInterrupt):
             main(*flags, clip=small_clip)
     assert sorted(os.listdir(folder)) == [".parts"]
@@ -326,7 +326,7 @@ def test_bad_images_skipped_once_are_not_overlooked(wild, small_clip, monkeypatc
     monkeypatch.chdir(world)
     flags = ("--workers", "0")
     with monkeypatch.context() as patch:
-        patch.setattr("extraction.dataset.write_csv", _stop)
+        patch.setattr("extraction.labelled.write_csv", _stop)
         with pytest.raises(KeyboardInterrupt):
             main(*flags, "--on_bad_image", "skip", clip=small_clip, dataset="wild")
     with pytest.raises(UserError, match=r"cut\.jpg .*row 2"):
@@ -357,7 +357,7 @@ def make_job(folder: Path, paths: list[Path], part_rows: int, finish=lambda _: N
         rows=rows,
         units=cut_ranges(rows.count, part_rows),
         fingerprint={},
-        locate=Path,
+        images=FileImages(Path),
     )
     return Job("test", Parts(folder), [stage], {}, [], finish)
 
@@ -459,7 +459,7 @@ def test_array_is_put_together_row_by_row(tmp_path):
         units=cut_ranges(20, 6),
         fingerprint={},
         dtype="float16",
-        locate=Path,
+        images=FileImages(Path),
     )
     parts, order = Parts(tmp_path), rng.permutation(20)
     for unit in stage.units:
@@ -541,7 +541,7 @@ def test_shard_that_changed_is_encoded_again(tmp_path, small_clip, monkeypatch, 
     monkeypatch.chdir(world)
     flags = ("--icir_source", "wds", "--workers", "0")
     with monkeypatch.context() as patch:
-        patch.setattr("extraction.dataset.write_csv", _stop)
+        patch.setattr("extraction.labelled.write_csv", _stop)
         with pytest.raises(KeyboardInterrupt):
             main(*flags, clip=small_clip)
     folder = output_folder(world, small_clip, "features")
@@ -609,7 +609,7 @@ def test_damaged_part_goes_with_its_unit(tmp_path, small_clip, monkeypatch):
     flags = ("--icir_source", "wds", "--workers", "0")
     main(*flags, "--features_dir", "whole", clip=small_clip)
     with monkeypatch.context() as patch:
-        patch.setattr("extraction.dataset.write_csv", _stop)
+        patch.setattr("extraction.labelled.write_csv", _stop)
         with pytest.raises(KeyboardInterrupt):
             main(*flags, clip=small_clip)
     folder = output_folder(world, small_clip, "features")
@@ -661,7 +661,7 @@ def test_changes_are_refused(tmp_path, small_clip, make_clip, monkeypatch):
     flags = ("--workers", "0", *SMALL_PARTS)
     shutil.copytree("data", "copy")  # the same annotations, perhaps other images
     with monkeypatch.context() as patch:
-        patch.setattr("extraction.dataset.write_csv", _stop)
+        patch.setattr("extraction.labelled.write_csv", _stop)
         with pytest.raises(KeyboardInterrupt):
             main(*flags, clip=small_clip)
     for extra, named in {

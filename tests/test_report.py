@@ -19,6 +19,7 @@ from report_world import (
     page_data,
 )
 
+from benchmarks import find_images
 from report import (
     collect_report,
     make_thumbnails,
@@ -28,7 +29,7 @@ from report import (
 )
 from report.page import MISSED_SHOWN
 from report.thumbnails import THUMBNAILS, Crop, shrink
-from utils_datasets import Dataset, ImageStore, find_images
+from utils_datasets import Dataset, ImageStore
 from utils_task import View
 
 TOP_K = 6

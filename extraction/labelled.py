@@ -1,0 +1,230 @@
+"""Features in i-CIR's form: a row a query, a row a gallery image, images in files or in shards."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks import Found
+from benchmarks.icir import LABELS, Annotation, read_annotation
+from extraction.encoding import Settings
+from extraction.job import Job
+from extraction.manifest import describe, identify, is_finished
+from extraction.parts import (
+    Parts,
+    cut_ranges,
+    drop_parts,
+    shard_sizes,
+    shard_units,
+    write_array,
+)
+from extraction.reading import FileImages, index_samples
+from extraction.reference import write_reference_dataset
+from extraction.stage import FileStage, Rows, ShardStage, Stage, Summary
+from extraction.words import ContextWords
+from utils import UserError, publishing, write_csv, write_json
+from utils_datasets import SPLITS, Dataset, find_image, list_shards, spell_samples
+
+if TYPE_CHECKING:
+    from utils_features import Encoder
+
+
+@dataclass(frozen=True)
+class LabelledWork:
+    """A data set's annotations, its shards (none for folders), and the contextual words.
+
+    name: what its features go by; limit: rows of each split, None: all; folder: of the features.
+    """
+
+    dataset: Dataset
+    name: str
+    limit: int | None
+    annotations: Mapping[str, Annotation]
+    shards: Mapping[str, Sequence[Path]]
+    words: ContextWords
+    folder: Path
+
+    def plan(self, settings: Settings, encoder: Encoder) -> Job:
+        """The job of a data set; no stages if it is finished."""
+        manifest = describe(settings, encoder, "dataset", self.name, self.limit)
+        manifest["sources"] = {a.path.name: a.sha256 for a in self.annotations.values()}
+        manifest["sources"][self.words.path.name] = self.words.sha256
+        manifest["context_words"] = len(self.words.words)
+        path, parts = self.folder / "manifest.json", Parts(self.folder / ".parts")
+        stages = self._stages(settings)
+        if is_finished(path, manifest, settings.overwrite, settings.skip_bad):
+            drop_parts(parts.folder)
+            stages = []
+        names = ["manifest.json", *(f"{split}.csv" for split in SPLITS)]
+        names += [f"{stage.name}.npy" for stage in stages]
+        return Job(
+            title=self.name,
+            parts=parts,
+            stages=stages,
+            identity=identify(settings, encoder),
+            outputs=[self.folder / name for name in names],
+            finish=functools.partial(self._finish, parts, stages, manifest, encoder.dim),
+        )
+
+    def _stages(self, settings: Settings) -> list[Stage]:
+        query = self.annotations["query"]
+        texts = Rows.of(query.texts, query.path, query.lines)
+        fingerprint = {"annotation": query.sha256, "limit": self.limit}
+        plain, contextual = self.words.stages(texts, fingerprint, settings.part_rows)
+        of_files = not self.shards["query"]
+        images = [
+            self._files(settings, split) if of_files else self._shards(settings, split)
+            for split in SPLITS
+        ]
+        return [images[0], plain, contextual, images[1]]
+
+    def _files(self, settings: Settings, split: str) -> FileStage:
+        """The images of one split in files: ranges of them."""
+        annotation = self.annotations[split]
+        rows = Rows.of(annotation.image_paths, annotation.path, annotation.lines)
+        return FileStage(
+            rows=rows,
+            units=cut_ranges(rows.count, settings.part_rows),
+            images=FileImages(functools.partial(find_image, self.dataset)),
+            # The files of a folder are too many to look at, so they are known by their place.
+            **self._common(settings, split, f"folder {self.dataset.root.resolve()}"),
+        )
+
+    def _shards(self, settings: Settings, split: str) -> ShardStage:
+        """The images of one split in shards, which are known by their sizes.
+
+        A shard is a unit, but all of the query's are one: an image recurs in several of them.
+        """
+        annotation, shards = self.annotations[split], self.shards[split]
+        spelling = spell_samples(self.dataset, annotation.image_paths, shards)
+        spelled = [spelling.of_row(path) for path in annotation.image_paths]
+        rows = Rows.of(spelled, annotation.path, annotation.lines)
+        labels = zip(spelled, annotation.texts, annotation.instances, strict=True)
+        units = shard_units(shards, together=split == "query")
+        common = self._common(settings, split, "wds")
+        common["fingerprint"] |= {"shards": shard_sizes(units)}
+        return ShardStage(
+            rows=rows,
+            units=units,
+            samples=index_samples(labels, rows.item_of_row, spelling.of_sample),
+            whole=self.limit is None,
+            **common,
+        )
+
+    def _common(self, settings: Settings, split: str, source: str) -> dict:
+        sha256 = self.annotations[split].sha256
+        return {
+            "name": f"{split}_image",
+            "fingerprint": {"annotation": sha256, "limit": self.limit, "source": source},
+            "dtype": settings.save_dtype if split == "database" else "float32",
+        }
+
+    def _finish(
+        self,
+        parts: Parts,
+        stages: list[Stage],
+        manifest: dict,
+        dim: int,
+        summaries: dict[str, Summary],
+    ) -> None:
+        """Write the tables, the arrays and, last, the manifest."""
+        kept = {split: summaries[f"{split}_image"] for split in SPLITS}
+        manifest = manifest | {
+            "counts": {split: int(kept[split].keep.sum()) for split in SPLITS},
+            "skipped": [{"split": s, **entry} for s in SPLITS for entry in kept[s].skipped],
+            "without_row": {split: kept[split].unmatched for split in SPLITS},
+        }
+        with publishing(parts.folder / "finished", self.folder, last="manifest.json") as staging:
+            for split, annotation in self.annotations.items():
+                rows = zip(*annotation.columns().values(), strict=True)
+                chosen = (row for row, keep in zip(rows, kept[split].keep, strict=True) if keep)
+                write_csv(staging / f"{split}.csv", LABELS, chosen)
+            for stage in stages:
+                keep = kept[stage.name.partition("_")[0]].keep
+                write_array(staging / f"{stage.name}.npy", stage, parts, dim, keep)
+            write_json(staging / "manifest.json", manifest)
+
+    def export(self) -> list[Path]:
+        """Write the reference's pickles beside finished features."""
+        return write_reference_dataset(self.folder, self.name, self.dataset.name)
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------
+
+
+def read_labelled(
+    found: Found, source: str, words: ContextWords, limit: int | None, features: Path
+) -> LabelledWork:
+    """Read the annotations. source: "folder" or "wds"; features: the backbone's folder.
+
+    Raises UserError if anything is missing or malformed.
+    """
+    dataset = Dataset(found.name, found.root)
+    annotations = {split: read_annotation(found.root, split, source) for split in SPLITS}
+    shards: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    if source == "wds":
+        how_to_get = found.benchmark.how_to_get
+        shards = {split: list_shards(dataset, split, how_to_get) for split in SPLITS}
+    else:
+        _check_layout(dataset, annotations["query"])
+    name = found.name
+    if limit:
+        name = f"{name}_first{limit}"
+        annotations = _limit(annotations, limit)
+    _check_instances(annotations)
+    return LabelledWork(dataset, name, limit, annotations, shards, words, features / name)
+
+
+def _check_layout(dataset: Dataset, annotation: Annotation) -> None:
+    """Raise UserError if there are shards where images in folders were expected."""
+    if not (dataset.root / "webdataset").is_dir():
+        return
+    for path in annotation.image_paths:
+        with contextlib.suppress(FileNotFoundError):
+            find_image(dataset, path)
+            return
+    raise UserError(
+        f"{dataset.root} holds its images in shards, not in folders: add --icir_source wds"
+    )
+
+
+def _limit(annotations: Mapping[str, Annotation], limit: int) -> dict[str, Annotation]:
+    """The first rows of each split, but queries whose instance then has no database row.
+
+    Raises UserError if no query is left.
+    """
+    query, database = (
+        annotation.select(range(min(limit, len(annotation.image_paths))))
+        for annotation in (annotations[split] for split in SPLITS)
+    )
+    known = set(database.instances)
+    kept = [row for row, instance in enumerate(query.instances) if instance in known]
+    if not kept:
+        raise UserError(
+            f"--limit {limit}: the first rows of {query.path} and of {database.path} have no "
+            "instance in common; take more"
+        )
+    if len(kept) < len(query.instances):
+        print(
+            f"--limit {limit}: {len(kept)} of {len(query.instances)} queries kept, those whose "
+            "instance is among the database rows"
+        )
+    return {"query": query.select(kept), "database": database}
+
+
+def _check_instances(annotations: Mapping[str, Annotation]) -> None:
+    """Raise UserError for a query whose instance has no database row: it cannot be evaluated."""
+    query, database = (annotations[split] for split in SPLITS)
+    known = set(database.instances)
+    for line, instance in zip(query.lines, query.instances, strict=True):
+        if instance not in known:
+            raise UserError(
+                f"{query.path}, row {line}: the instance {instance!r} has no row in "
+                f"{database.path}; add some, or remove its queries"
+            )
