@@ -325,7 +325,8 @@ def _print_table(results: Path) -> None:
 def plan_of(args: argparse.Namespace, dataset: str) -> Plan:
     """What the flags ask for. Raises UserError for flags that contradict each other."""
     _check_combination(args)
-    name, synthetic = dataset_name(dataset), args.path_to_synthetic_data
+    name = dataset_name(dataset, args.data_dir)
+    synthetic = args.path_to_synthetic_data
     ties = (f"ties_{args.ties}",) if args.ties not in (None, "row") else ()
     setting = Setting(
         given={name: getattr(args, name) for name in list_flags() if hasattr(args, name)},
@@ -423,14 +424,19 @@ def _check_combination(args: argparse.Namespace) -> None:
         raise UserError(f"--ties {args.ties} bounds the means; rankings need --ties row")
 
 
-def dataset_name(dataset: str) -> str:
-    """The name of a data set given by name or by path: the last part of the path.
+def dataset_name(dataset: str, data_dir: Path) -> str:
+    """The name of a data set given by name or by path: its own, else the last part of the path.
 
     Raises UserError for a path that is no folder.
     """
+    from benchmarks import find_dataset
+
     if not dataset or (os.sep in dataset and not os.path.isdir(dataset)):
         raise UserError(f"--dataset {dataset!r} is no folder; give the name or the folder")
-    return last_part(dataset)
+    try:
+        return find_dataset(dataset, data_dir).name
+    except UserError:  # it need not be here: its features are enough
+        return last_part(dataset)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -189,12 +189,7 @@ def missing_images(benchmark: Benchmark, task: Task, root: Path) -> list[str]:
     return [path for path in distinct if not benchmark.locate(root, path).is_file()]
 
 
-def read_task(name: str, data_dir: Path) -> Task:
-    """The task of a benchmark, read from its folder below data_dir.
-
-    Raises UserError if there is no such benchmark, or its annotations are absent or wrong.
-    """
-    benchmark = list_benchmarks().get(name)
-    if benchmark is None:
-        raise UserError(f"{name!r} is no benchmark: there are {', '.join(list_benchmarks())}")
-    return benchmark.tasks[name](find_folder(data_dir, benchmark.folder.get(name, name)))
+def read_task(dataset: str, data_dir: Path) -> Task:
+    """The task of a data set. Raises UserError as find_dataset does, or for wrong annotations."""
+    found = find_dataset(dataset, data_dir)
+    return found.read(found.root)

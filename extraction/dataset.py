@@ -18,6 +18,7 @@ import hashlib
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ from extraction.reading import FileImages
 from extraction.stage import FileStage, Rows, Stage, Summary
 from extraction.words import ContextWords, read_context_words
 from utils import UserError, publishing, read_json, refuse_idle, write_csv, write_json
-from utils_task import Task, first_rows, image_paths, save_task, without_images
+from utils_task import Task, first_rows, save_task, without_images
 
 if TYPE_CHECKING:
     from utils_features import Encoder
@@ -82,7 +83,7 @@ def read_dataset(
 
 def _check_images(found: Found, task: Task) -> None:
     """Raise UserError if the images are not there at all."""
-    paths = image_paths(task)[:LOOKED_AT]
+    paths = [*islice(task.gallery.path, LOOKED_AT), *islice(chain(*task.queries.images), LOOKED_AT)]
     if not any(found.benchmark.locate(found.root, path).is_file() for path in paths):
         raise UserError(
             f"{found.root} does not hold the images of {found.name} ({paths[0]} and the next ones "

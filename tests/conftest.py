@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +14,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SEED = 7
-
-# MKL reads MKL_CBWR at its first product. An extraction sets it, and where a test runs one in this
-# process before any product, all later tests would compute with other kernels than the commands do.
-torch.ones(64, 64) @ torch.ones(64, 64)
 
 # A CLIP of 1.6 M parameters, nearly all of them the token embeddings of CLIP's own vocabulary.
 SMALL_CLIP = {
@@ -83,10 +77,3 @@ def four_threads():
     torch.set_num_threads(4)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def environment():
-    """What a test sets in the environment ends with it: an extraction sets MKL_CBWR."""
-    with unittest.mock.patch.dict(os.environ):
-        yield

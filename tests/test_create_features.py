@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ import torch
 from extraction_world import (
     COMMAND,
     NATIVE,
+    add_member,
     arguments,
     draw_image,
+    encode_jpeg,
     environment,
     make_rows,
     make_world,
@@ -317,6 +320,120 @@ def test_a_folder_named_as_the_data_set(tmp_path, small_clip, monkeypatch):
     create_features.main(arguments(small_clip, *flags)[1:])
     features = np.load(output_folder(tmp_path, small_clip, "features") / "database_image.npy")
     assert np.abs(features[0] - features[1]).max() > 0.01
+
+
+def test_a_row_number_is_a_line_of_the_file(tmp_path, small_clip, monkeypatch, capsys):
+    """Blank lines, and values with line breaks, stand between the rows."""
+    world = make_world(tmp_path)
+    table = world / "data" / "shop" / "database_files.csv"
+    lines = table.read_text(encoding="utf-8").splitlines()
+    text = "\n".join([lines[0], "", "", 'database/d1.jpg,"two\nlines",o1', *lines[2:]])
+    table.write_text(text, encoding="utf-8")
+    (world / "data" / "shop" / "database" / "d2.jpg").write_bytes(b"no image")
+    monkeypatch.chdir(world)
+    flags = ("--workers", "0")
+    with pytest.raises(UserError, match=r"d2\.jpg \(data/shop/database_files\.csv, row 6\): "):
+        create_features.main(arguments(small_clip, *flags)[1:])
+    create_features.main(arguments(small_clip, *flags, "--on_bad_image", "skip")[1:])
+    assert "skipped database_image row 6: database/d2.jpg" in capsys.readouterr().out
+    folder = output_folder(world, small_clip, "features")
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert [entry["row"] for entry in manifest["skipped"]] == [6, 96]
+    query = world / "data" / "shop" / "query_files.csv"
+    query.write_text("\n\n" + query.read_text(encoding="utf-8") + "q.jpg,t,none\n")
+    with pytest.raises(UserError, match=r"query_files\.csv, row 15: the instance 'none'"):
+        create_features.main(arguments(small_clip, *flags)[1:])
+    write_rows(world / "captions.csv", [("image_path", "caption"), (), ("absent.jpg", "a")])
+    flags = (*flags, "--images", "data/shop", "--captions", "captions.csv")
+    with pytest.raises(UserError, match=r"absent\.jpg \(captions\.csv, row 3\): No such file"):
+        create_features.main(arguments(small_clip, *flags, dataset="synthetic")[1:])
+
+
+def test_corpora_may_have_any_name(tmp_path, small_clip, monkeypatch):
+    """Also those of the files that a run keeps for itself; continued, and started afresh."""
+    names = ("lock", "ranks", "run.json", "todo.json", "finished")
+    for name in names:
+        write_rows(tmp_path / "corpora" / f"{name}.csv", [(f"{name} one",), ("two",)])
+    monkeypatch.chdir(tmp_path)
+    command = arguments(small_clip, dataset="corpus")[1:]
+    with monkeypatch.context() as patch:
+        patch.setattr("extraction.assets.write_csv", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            create_features.main(command)
+    create_features.main([*command, "--overwrite"])
+    folder = output_folder(tmp_path, small_clip, "features", "corpus")
+    assert not (folder / ".parts").exists()
+    for name in names:
+        assert (folder / f"{name}.csv").read_text() == f"prompt\n{name} one\ntwo\n"
+        assert np.load(folder / f"{name}.npy").shape == (2, 48)
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_paths_that_differ_in_a_leading_folder(tmp_path, small_clip, monkeypatch):
+    """a.jpg, ./a.jpg and shop/a.jpg: as the files are, folder and shards have the same features.
+
+    Whatever the shards call them: as the annotation does, or behind the data set's name.
+    """
+    make_world(tmp_path / "corpora_of")
+    monkeypatch.chdir(tmp_path)
+    rows = [(path, "x", "i") for path in ("a.jpg", "./a.jpg", "shop/a.jpg", "b.jpg")]
+    labels = {
+        "two files": ("a.jpg", "./a.jpg", "shop/a.jpg", "shop/b.jpg"),
+        "two files, behind the name": ("shop/a.jpg",) * 2 + ("shop/shop/a.jpg", "shop/b.jpg"),
+        "one file": ("a.jpg", "a.jpg", "a.jpg", "b.jpg"),
+    }
+    for name, sample_paths in labels.items():
+        root = tmp_path / name / "shop"
+        images = {"a.jpg": encode_jpeg(draw_image(1)), "b.jpg": encode_jpeg(draw_image(3))}
+        if name != "one file":
+            images["shop/a.jpg"] = encode_jpeg(draw_image(2))
+        for path, data in images.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_bytes(data)
+        for split in ("query", "database"):
+            write_rows(root / f"{split}_files.csv", rows)
+            shard = root / "webdataset" / split / f"{split}-000000.tar"
+            shard.parent.mkdir(parents=True)
+            with tarfile.open(shard, "w") as tar:
+                for number, (path, (row, text, instance)) in enumerate(
+                    zip(sample_paths, rows, strict=True)
+                ):
+                    shown = row.removeprefix("./")
+                    add_member(tar, f"{number}.jpg", images.get(shown, images["a.jpg"]))
+                    label = {"img_path": path, "text": text, "instance": instance}
+                    add_member(tar, f"{number}.json", json.dumps(label).encode())
+        found = {}
+        for source in ("folder", "wds"):
+            flags = ("--workers", "0", "--corpora_dir", "corpora_of/corpora", "--data_dir", name)
+            flags += ("--features_dir", f"{name} {source}", "--icir_source", source)
+            create_features.main(arguments(small_clip, *flags)[1:])
+            folder = output_folder(tmp_path, small_clip, f"{name} {source}")
+            found[source] = [np.load(folder / f"{s}_image.npy") for s in ("query", "database")]
+        for plain, sharded in zip(found["folder"], found["wds"], strict=True):
+            np.testing.assert_allclose(plain, sharded, rtol=1e-5, atol=1e-6)
+            assert (np.abs(plain[0] - plain[2]).max() > 0.01) == (name != "one file")
+            np.testing.assert_allclose(plain[0], plain[1], rtol=1e-5, atol=1e-6)
+
+
+def test_as_a_library_it_leaves_the_environment_alone(world, small_clip):
+    """Only the command itself says to MKL that bits must not depend on the threads."""
+    code = (
+        "import os, sys, create_features\n"
+        "create_features.main(sys.argv[1:])\n"
+        "assert 'MKL_CBWR' not in os.environ"
+    )
+    command = arguments(small_clip, "--features_dir", "library", dataset="corpus")[1:]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        cwd=world,
+        env=environment(PYTHONPATH=str(COMMAND.parent)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_skipped_images_are_not_passed_off_as_finished(tmp_path, small_clip, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -36,7 +37,7 @@ from extraction.parts import Part, Parts, cut_ranges, write_array
 from extraction.ranks import Beat, Ranks, Watch, find_ranks
 from extraction.reading import FileImages, index_samples
 from extraction.stage import FileStage, Rows, Stage
-from utils import UserError
+from utils import UserError, held, locked
 from utils_features import Preprocess, load_encoder
 
 SMALL_PARTS = ("--part_rows", "8")
@@ -422,6 +423,40 @@ def test_two_runs_at_once(tmp_path):
             run_job(job, FakeEncoder(), SETTINGS, Ranks())
         first.kill()
     run_job(job, FakeEncoder(), SETTINGS, Ranks())
+
+
+def test_a_lock_is_not_kept_by_what_outlives_its_process(tmp_path):
+    """Worker processes that are forked while it is held live on; then the folder is free."""
+    hold = (
+        "import os, sys, time; from pathlib import Path; from utils import held\n"
+        "with held(Path(sys.argv[1]) / 'lock', ''):\n"
+        "    if os.fork(): time.sleep(100)\n"
+        "    else: print(os.getpid(), flush=True); time.sleep(100)"
+    )
+    root = Path(create_features.__file__).parent
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(command, cwd=root, env=environment(), stdout=subprocess.PIPE) as first:
+        child = int(first.stdout.readline())
+        with pytest.raises(UserError, match="taken"), held(tmp_path / "lock", "taken"):
+            pass
+        first.kill()
+        first.wait()
+        os.kill(child, 0)  # it lives
+        with held(tmp_path / "lock", "taken"):
+            pass
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks(tmp_path, monkeypatch, error):
+    """Nothing is held there, and no file stands for a lock that nobody would remove."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with held(tmp_path / "lock", "taken"), held(tmp_path / "lock", "taken"), locked(tmp_path):
+        pass
 
 
 def test_each_image_is_encoded_once(tmp_path, monkeypatch):
