@@ -269,7 +269,8 @@ def measure(split: Path, features: Path, results: Path) -> dict[str, float]:
         "run_retrieval.py", "--dataset", split, "--backbone", "tiny", "--method", "all",
         "--use_preset", "--gpu", -1, "--features_dir", features, "--results_dir", results,
     )  # fmt: skip
-    with open(results / "tiny" / "mAP_table.csv", newline="", encoding="utf-8") as file:
+    table = results / "tiny" / "all_tiny" / "mAP_table.csv"
+    with open(table, newline="", encoding="utf-8") as file:
         return {row["method"]: float(row["mAP"]) for row in csv.DictReader(file)}
 
 
@@ -285,7 +286,7 @@ def test_the_number_of_threads_does_not_matter(split, features, tmp_path, monkey
 
 def test_composition_wins_by_the_recorded_figures(split, features, tmp_path):
     found = measure(split, features["folder"], tmp_path)
-    assert found.keys() == RECORDED.keys()
+    assert found.keys() >= RECORDED.keys()
     assert found["image"] < found["text"] < found["product"] < found["basic"]
     for method, recorded in RECORDED.items():
         assert abs(found[method] - recorded) < TOLERANCE, (method, found[method], recorded)
