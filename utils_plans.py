@@ -217,6 +217,7 @@ def write_runs(
     """Write each run's folder, print the table and the warnings; the rows of the table."""
     from utils_tables import (
         console_columns,
+        describe_cautions,
         describe_task,
         describe_ties,
         format_table,
@@ -235,6 +236,7 @@ def write_runs(
     if submissions[0]:
         print(f"for the evaluation server: {' and '.join(submissions[0])} in each folder")
     _warn([*describe_task(task), *describe_ties(evaluations, facts["ties"])])
+    _warn(describe_cautions([evaluation.run for evaluation in evaluations]))
     return rows
 
 
@@ -381,7 +383,13 @@ class SweepPlan(Plan):
             yield painter
 
     def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
-        from utils_tables import describe_task, format_table, result_row, write_rows
+        from utils_tables import (
+            describe_cautions,
+            describe_task,
+            format_table,
+            result_row,
+            write_rows,
+        )
 
         points, ends = evaluations[: len(self.points)], evaluations[len(self.points) :]
         first, *_ = columns = [column.name for column in evaluations[0].task.columns]
@@ -401,7 +409,7 @@ class SweepPlan(Plan):
         )
         best = max(range(len(rows)), key=means.__getitem__)
         print(format_table(rows, [*self.axes, *columns]))
-        _warn(describe_task(evaluations[0].task))
+        _warn([*describe_task(evaluations[0].task), *describe_cautions(self.swept)])
         print(f"best: {_values(self.points[best])} with {first} {rows[best][first]}")
         if ends:
             print(

@@ -236,6 +236,10 @@ def _states_as_they_are(states: Sequence, queries: Queries, gallery: Gallery) ->
     return states
 
 
+def _no_caution(parameters: Any) -> str:
+    return ""
+
+
 def _needs_nothing(points: Sequence) -> Needs:
     return Needs()
 
@@ -254,8 +258,9 @@ class Method:
     the task has no such tag); scores may then be asked of some of them, by their number. inputs:
     name -> producer of further features, for `create_features.py --inputs NAME`. steps: the
     components of --ablation, each with the parameters that take it away. compared: parameter ->
-    methods that a sweep of it is compared with. On a CPU observe and scores run in several threads
-    at once, for other queries each: what is not of the call is not to be changed.
+    methods that a sweep of it is compared with. caution(parameters): what of a setting ranks
+    otherwise than its user may mean, in words, or "". On a CPU observe and scores run in several
+    threads at once, for other queries each: what is not of the call is not to be changed.
     """
 
     name: str
@@ -273,6 +278,7 @@ class Method:
     inputs: Mapping[str, Callable] = field(default_factory=dict)
     steps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     compared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    caution: Callable[[Any], str] = _no_caution
 
     def query_features(self, parameters: Any) -> tuple[str, ...]:
         """The query features that a run of these parameters reads."""

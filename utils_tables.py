@@ -15,6 +15,7 @@ import pandas as pd
 from utils import UserError, locked, write_csv, write_text
 from utils_evaluation import Evaluation
 from utils_metrics import breakdown
+from utils_runs import Run
 from utils_task import Breakdown, Task
 from utils_values import query_values, write_values
 
@@ -113,24 +114,26 @@ def _matrix(evaluation: Evaluation, table: Breakdown) -> tuple[list[str], Iterab
 
 
 def _top_rows(evaluation: Evaluation, k: int) -> tuple[list[str], Iterable[list]]:
-    """The K best paths and whether they match, P@K = hits / K and R@K = hits / positives.
+    """The K best paths, whether they match, their scores; P@K = hits / K, R@K = hits / positives.
 
     A query with no positive has R@K 0; places past the end of a small gallery stay empty.
     """
     labels, paths = evaluation.task.queries.labels(), evaluation.task.gallery.path
-    columns = [f"{name}_{number}" for number in range(1, k + 1) for name in ("path", "match")]
+    numbers, cell = range(1, k + 1), ("path", "match", "score")
+    columns = [f"{name}_{number}" for number in numbers for name in cell]
 
     def rows() -> Iterable[list]:
         for query, label in enumerate(zip(*labels.values(), strict=True)):
             top, positives = evaluation.main.top_rows[query, :k], evaluation.positive_rows[query]
             matches = np.isin(top, positives)
             hits = int(matches.sum())
+            scores = evaluation.main.top_scores[query, :k].tolist()
             cells = [
                 cell
-                for row, match in zip(top, matches, strict=True)
-                for cell in ((paths[row], int(match)) if row >= 0 else ("", ""))
+                for row, match, score in zip(top, matches, scores, strict=True)
+                for cell in ((paths[row], int(match), repr(score)) if row >= 0 else ("", "", ""))
             ]
-            cells += [""] * (2 * (k - len(top)))
+            cells += [""] * (3 * (k - len(top)))
             yield [*label, repr(hits / k), repr(hits / max(1, len(positives))), *cells]
 
     return [*labels, f"P@{k}", f"R@{k}", *columns], rows()
@@ -185,6 +188,18 @@ def describe_task(task: Task) -> list[str]:
                 "scores 0"
             )
     return lines
+
+
+def describe_cautions(runs: Sequence[Run]) -> list[str]:
+    """What the methods say of settings that rank otherwise than their user may mean."""
+    said: dict[str, list[str]] = {}
+    for run in runs:
+        if words := run.method.caution(run.parameters):
+            said.setdefault(words, []).append(run.variant)
+    return [
+        f"warning: {words} ({len(names)} of {len(runs)} runs, the first {names[0]})"
+        for words, names in said.items()
+    ]
 
 
 def describe_ties(evaluations: Sequence[Evaluation], ties: str) -> list[str]:

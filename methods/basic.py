@@ -36,6 +36,7 @@ from utils_retrieval import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+NOTHING_ABOVE_ZERO = 0.25  # lambda from which on every score is at most zero
 IMAGE_VARIANTS_AT_ONCE = 32  # of a sweep, searched by one product: bounds the memory
 
 
@@ -333,6 +334,16 @@ def normalised(s: State, s_i: Tensor, s_t: Tensor) -> tuple[Tensor, Tensor]:
     return normalise_similarity(s_i, a, by[0]), normalise_similarity(s_t, b, by[1])
 
 
+def caution(p: Parameters) -> str:
+    """What a large lambda does: s_i s_t <= (s_i + s_t)^2 / 4, so no score is above zero."""
+    if p.harris_lambda < NOTHING_ABOVE_ZERO:
+        return ""
+    return (
+        f"with harris_lambda {NOTHING_ABOVE_ZERO:g} and above no score is above zero: rows that "
+        "resemble the query in nothing rank first"
+    )
+
+
 METHOD = Method(
     "basic",
     Parameters,
@@ -354,6 +365,7 @@ METHOD = Method(
     prepare=prepare,
     observe=observe,
     needs=needs,
+    caution=caution,
     # The steps of the paper's component table, in its order.
     steps={
         "standardization": {"standardize_features": False, "use_laion_mean": False},

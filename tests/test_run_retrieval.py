@@ -632,3 +632,11 @@ def test_what_extraction_left_out_stays_visible(world, tmp_path):
     assert f"warning: extraction left out {words}, the first 'a.jpg' (it is cut)" in done.stderr
     row = read(folder / "results" / "icir" / "image" / "mAP_table.csv")[-1]
     assert row["left_out"] == words
+
+
+def test_a_lambda_that_turns_the_ranking_over_is_said(world):
+    flags = ("--method", "basic", "--use_preset", "--sweep", "harris_lambda=0.1,0.25,0.3")
+    done = run(world, *flags)
+    assert "harris_lambda 0.25 and above no score is above zero" in done.stderr
+    assert "(2 of 3 runs, the first basic_lambda0.25)" in done.stderr
+    assert "no score" not in run(world, *flags[:-1], "harris_lambda=0.1,0.2").stderr
