@@ -228,9 +228,21 @@ def _on_device(cells: Cells, scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _best(scores: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best scores of every query and their positions: (Q, N) -> twice (Q, min(k, N))."""
-    ordered = scores.sort(dim=1, descending=True, stable=True)
-    value, position = (part[:, :k].clone().cpu().numpy() for part in ordered)
+    """The k best scores of every query and their positions: (Q, N) -> twice (Q, min(k, N)).
+
+    Equal scores in the order of their positions. Only where more of them than there is room for
+    share the last place is the whole row sorted.
+    """
+    k = min(k, scores.shape[1])
+    value, position = scores.topk(k)
+    position, order = position.sort(dim=1)
+    value, order = value.gather(1, order).sort(dim=1, descending=True, stable=True)
+    position = position.gather(1, order)
+    crowded = (scores >= value[:, -1:]).sum(1) > k
+    if crowded.any():
+        ordered = scores[crowded].sort(dim=1, descending=True, stable=True)
+        value[crowded], position[crowded] = (part[:, :k] for part in ordered)
+    value, position = value.cpu().numpy(), position.cpu().numpy()
     return value, np.where(np.isneginf(value), -1, position)
 
 

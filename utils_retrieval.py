@@ -87,6 +87,7 @@ class Queries:
     number: Any = None
     words: Sequence[str] = ()
     device: Any = "cpu"
+    _compared: dict[tuple[Gallery, str], Tensor] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.features[name]
@@ -101,7 +102,22 @@ class Queries:
 
     def texts(self, contextualize: bool) -> Tensor:
         """The plain or the contextualised text features, (Q, D)."""
-        return self.features["context_text" if contextualize else "text"]
+        return self.features[name_of_texts(contextualize)]
+
+    def similarities(self, gallery: Gallery, *names: str) -> list[Tensor]:
+        """V X' of the features of each name with a gallery's images: (Q, N) each.
+
+        What is not known yet takes one product; all methods share it, and none may change it.
+        """
+        new = [name for name in dict.fromkeys(names) if (gallery, name) not in self._compared]
+        found = gallery.similarities({n: (self.features[n], None) for n in new}) if new else {}
+        self._compared.update({(gallery, name): own for name, own in found.items()})
+        return [self._compared[gallery, name] for name in names]
+
+
+def name_of_texts(contextualize: bool) -> str:
+    """The name of the plain or the contextualised text features."""
+    return "context_text" if contextualize else "text"
 
 
 @dataclass(frozen=True, eq=False)

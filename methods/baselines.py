@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils_retrieval import Gallery, Method, NoParameters, Queries, TextParameters, flag, once_each
+from utils_retrieval import (
+    Gallery,
+    Method,
+    NoParameters,
+    Queries,
+    TextParameters,
+    flag,
+    name_of_texts,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,18 +36,14 @@ class ProductParameters(TextParameters):
 
 def image_scores(points: Sequence, queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
     """I X', for every point: yields (Q, N)."""
-    similarity = gallery.similarity(queries.image)
+    [similarity] = queries.similarities(gallery, "image")
     for _ in points:
         yield similarity
 
 
 def text_scores(points: Sequence, queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
     """T X', for every point: yields (Q, N)."""
-    yield from once_each(
-        points,
-        lambda p: p.contextualize,
-        lambda p: gallery.similarity(queries.texts(p.contextualize)),
-    )
+    yield from queries.similarities(gallery, *(name_of_texts(p.contextualize) for p in points))
 
 
 def sum_scores(points: Sequence, queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
@@ -66,10 +70,9 @@ def _image_and_text(
     points: Sequence, queries: Queries, gallery: Gallery
 ) -> tuple[Tensor, dict[bool, Tensor]]:
     """I X' (Q, N), and T X' by whether the texts are contextualised, in one product."""
-    texts = {p.contextualize: queries.texts(p.contextualize) for p in points}
-    vectors = {"image": queries.image} | texts
-    found = gallery.similarities({name: (v, None) for name, v in vectors.items()})
-    return found.pop("image"), found
+    kinds = list(dict.fromkeys(p.contextualize for p in points))
+    image, *texts = queries.similarities(gallery, "image", *map(name_of_texts, kinds))
+    return image, dict(zip(kinds, texts, strict=True))
 
 
 METHODS = (

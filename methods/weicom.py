@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils_retrieval import Gallery, Method, Queries, TextParameters, flag, once_each
+from utils_retrieval import (
+    Gallery,
+    Method,
+    Queries,
+    TextParameters,
+    flag,
+    name_of_texts,
+    once_each,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,11 +51,12 @@ def observe(points: Sequence[Parameters], queries: Queries, gallery: Gallery) ->
 
 def scores(states: Sequence[State], queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
     """(1 - l) cdf(z(I X')) + l cdf(z(T X')), z over the gallery of one query: yields (Q, N)."""
-    image = normal_cdf(gallery.similarity(queries.image), *states[0].image)
+    [image] = queries.similarities(gallery, "image")
+    image = normal_cdf(image, *states[0].image)
+    names = (name_of_texts(s.p.contextualize) for s in states)
+    found = list(zip(states, queries.similarities(gallery, *names), strict=True))
     texts = once_each(
-        states,
-        lambda s: s.p.contextualize,
-        lambda s: normal_cdf(gallery.similarity(queries.texts(s.p.contextualize)), *s.text),
+        found, lambda own: own[0].p.contextualize, lambda own: normal_cdf(own[1], *own[0].text)
     )
     for s, text in zip(states, texts, strict=True):
         yield image.lerp(text, s.p.weicom_lambda)

@@ -207,3 +207,16 @@ def test_hidden_ground_truth_gives_rankings_alone():
     assert evaluation.means() == {}
     assert evaluation.main.top_rows.shape == (17, 5)
     assert len(evaluation.main.ranks) == 0
+
+
+@pytest.mark.parametrize("levels", [2, 7, 1000])
+@pytest.mark.parametrize("k", [1, 5, 40, 60])
+def test_the_best_rows_are_those_of_a_stable_sort(levels, k):
+    draw = torch.Generator().manual_seed(levels)
+    scores = torch.randint(levels, (30, 40), generator=draw).float()
+    scores[::3, 5:] = -torch.inf  # rows that are not ranked
+    value, position = utils_evaluation._best(scores, k)
+    ordered = scores.sort(dim=1, descending=True, stable=True)
+    expected = np.where(ordered.values.isneginf(), -1, ordered.indices)[:, :k]
+    np.testing.assert_array_equal(position, expected)
+    np.testing.assert_array_equal(value, ordered.values[:, :k])
