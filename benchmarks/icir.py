@@ -36,7 +36,7 @@ ANNOTATION_PLACES = {
 HOW_TO_GET = (
     "get i-CIR with `python3 data/download.py icir`, the tiny world with `python3 "
     "data/tiny/make_split.py`; a data set of your own is a folder with query_files.csv and "
-    "database_files.csv (see README.md)"
+    "database_files.csv (see docs/data.md)"
 )
 
 COLUMNS = (

@@ -213,7 +213,8 @@ def benchmarks_table() -> str:
         content = importlib.import_module(f"benchmarks.{module.name}")
         benchmark = getattr(content, "BENCHMARK", None)
         if benchmark:
-            names = ", ".join(map(code, benchmark.tasks))
+            own = ["a folder of your own"] if benchmark.fits else []
+            names = ", ".join([*map(code, benchmark.tasks), *own])
             rows.append((names, _first_sentence(content), prose(benchmark.how_to_get)))
     return table(("`--dataset`", "benchmark", "how to get it"), rows)
 

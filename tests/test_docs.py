@@ -14,11 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from extraction_world import draw_image
 from report_world import make_world
 
-from utils import UserError, write_csv
+from benchmarks import own
+from utils import UserError
+from utils_retrieval import unit_rows
 from utils_summary import read_published
-from utils_task import save_task
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 
@@ -223,9 +226,9 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def run(product: Path, *arguments: str) -> str:
+def run(product: Path, *arguments: str, program: str = "run_retrieval.py") -> str:
     done = subprocess.run(
-        [sys.executable, str(product / "run_retrieval.py"), *arguments],
+        [sys.executable, str(product / program), *arguments],
         cwd=product,
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         capture_output=True,
@@ -296,24 +299,47 @@ def test_the_example_of_a_benchmark_reads_and_refuses(shoes):
         read_shoes(shoes)
 
 
-def test_the_example_of_a_benchmark_has_its_table(product, shoes, tmp_path):
-    """Of the first query the target is first but for the reference, which is left out."""
-    folder = tmp_path / "features/clip_features/shoes"
-    folder.mkdir(parents=True)
-    save_task(read_shoes(shoes), folder)
-    gallery = np.eye(6, dtype=np.float32)
-    images = gallery[[0, 2, 2]] + 0.5 * gallery[[1, 3, 5]] + 0.25 * gallery[[2, 4, 4]]
-    np.save(folder / "database_image.npy", gallery)
-    np.save(folder / "query_image.npy", images)
-    np.save(folder / "query_text.npy", images)
-    rows = [(str(i + 1), str(i), str(i)) for i in range(3)]
-    write_csv(folder / "query.csv", ("key", "image_row", "text_row"), rows)
-    manifest = {"model": {"model": "some-model"}, "counts": {"query": 3, "database": 6}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    places = [("features_dir", "features"), ("results_dir", "results"), ("data_dir", "data")]
-    where = [word for name, at in places for word in (f"--{name}", str(tmp_path / at))]
-    output = run(product, *where, "--dataset", "shoes", "--method", "geometric", "--gpu", "-1")
-    (row,) = read(tmp_path / "results/shoes/geometric/mAP_table.csv")
-    figures = {name: row[name] for name in ("mAP@10", "R@1", "R@1 by kind")}
-    assert figures == {"mAP@10": "83.33", "R@1": "66.67", "R@1 by kind": "75.00"}
-    assert all(figure in output for figure in figures.values())
+def test_the_example_of_a_benchmark_goes_from_images_to_a_table(product, shoes, small_clip):
+    (shoes / "images").mkdir()
+    for number, seed in enumerate((0, 0, 2, 2, 4, 5)):  # two targets look as their reference does
+        draw_image(seed).save(shoes / f"images/{number}.jpg")
+    folder = shoes.parents[1]
+    where = ["--data_dir", str(shoes.parent), "--features_dir", str(folder / "features")]
+    same = [*where, "--dataset", "shoes", "--backbone", f"local-dir:{small_clip}", "--gpu", "-1"]
+    corpora = ["--corpora_dir", str(ROOT / "data/tiny/corpora")]
+    run(product, *same, *corpora, "--workers", "0", program="create_features.py")
+    output = run(product, *same, "--method", "image", "--results_dir", str(folder / "results"))
+    ((table,), (query,), (gallery,)) = (
+        [*folder.glob(pattern)]
+        for pattern in (
+            "results/shoes/image_*/mAP_table.csv",
+            *(f"features/*/shoes/{name}.csv" for name in ("query", "database")),
+        )
+    )
+    (row,) = read(table)
+    figures = [row[name] for name in ("mAP@10", "R@1", "R@1 by kind")]
+    assert all(figure in output for figure in figures)
+
+    features = unit_rows(torch.from_numpy(np.load(gallery.with_name("database_image.npy"))))
+    shown = [int(line["image_row"]) for line in read(query)]  # query images are gallery rows here
+    assert shown == [0, 2, 2]
+    scores = features[shown] @ features.T
+    scores[range(3), shown] = -2  # the reference is left out
+    rank = (scores > scores[range(3), [1, 3, 4]][:, None]).sum(1)
+    assert (rank == 0).tolist() == [True, True, False]
+    precise = (1 / (rank + 1)).mean().item()
+    assert figures == [f"{100 * precise:.2f}", "66.67", "75.00"]
+
+
+def test_the_readme_s_own_data_set_is_read(tmp_path):
+    block = next(b for b in blocks(PAGES[0], "bash") if "queries.jsonl" in b)
+    lines = re.search(r"JSONL'\n(.*?)JSONL", block, re.DOTALL)[1]
+    (tmp_path / "queries.jsonl").write_text(lines, encoding="utf-8")
+    names = re.search(r"put images there: (.*)", block)[1].split()
+    for number, name in enumerate(names):
+        draw_image(number).save(tmp_path / name)
+    task = own.read(tmp_path)
+    assert (list(task.queries.images), sorted(task.gallery.path)) == (
+        [("red.jpg",)] * 2,
+        sorted(names),
+    )
