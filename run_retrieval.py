@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,25 +17,19 @@ from utils import (
     Parser,
     UserError,
     add_flag,
-    code_version,
     last_part,
     require_writable,
     run_command,
-    select_device,
-    sha256_file,
 )
 from utils_backbones import DEFAULT_BACKBONE, Places, backbone_folder
 from utils_plans import Output, Plan, make_plan
+from utils_running import REPORT_TOP_K, page_writer, run_plan
 from utils_runs import Protocol, Setting
-from utils_startup import quick_exit, quick_imports
+from utils_startup import quick_exit
 
 if TYPE_CHECKING:
     from external.results import ExternalFiles
-    from utils_evaluation import Evaluation
-    from utils_storage import Features
-    from utils_task import Task
 
-REPORT_TOP_K = 10
 USUAL_SYNTHETIC = "synthetic_data"  # a folder of that name is no departure
 
 
@@ -284,7 +275,7 @@ def main(argv: list[str]) -> None:
         if len(plans) > 1:
             _require_features(places, plan)
     for dataset, plan in plans.items():
-        page = _page(places, dataset, args.top_k) if args.report else None
+        page = page_writer(places, dataset, args.top_k) if args.report else None
         with plan.painter() as painter:
             output = Output(args.ties, args.top_k, page, painter, args.export, args.export_k)
             run_plan(plan, places, dataset, args.gpu, protocol_of(args), output)
@@ -437,124 +428,6 @@ def dataset_name(dataset: str, data_dir: Path) -> str:
         return find_dataset(dataset, data_dir).name
     except UserError:  # it need not be here: its features are enough
         return last_part(dataset)
-
-
-# ---------------------------------------------------------------------------------------------
-# Running
-# ---------------------------------------------------------------------------------------------
-
-
-def run_plan(
-    plan: Plan, places: Places, dataset: str, gpu: int, protocol: Protocol, output: Output
-) -> None:
-    """Load what the plan's runs need, evaluate them in one pass, print and write their tables.
-
-    dataset: its name or folder, as given. gpu: CUDA device, -1 for the CPU.
-    """
-    backbone, name = plan.setting.backbone, plan.setting.dataset
-    with quick_imports():
-        from concurrent.futures import ThreadPoolExecutor
-
-        from tqdm import tqdm
-
-        from utils_storage import is_native, load_features, manifest_hash
-
-        # The tables are parsed while torch is imported, which pickles need first.
-        with ThreadPoolExecutor(1) as reader:
-            place = (places.features, backbone, name)
-            loading = reader.submit(load_features, *place) if is_native(*place) else None
-            import torch
-
-            from utils_assets import load_assets
-            from utils_evaluation import evaluate
-            from utils_protocol import (
-                apply_protocol,
-                describe_left_out,
-                describe_unranked,
-                left_out,
-            )
-
-    features = loading.result() if loading else plan.read_features(places, dataset)
-    check_folder(dataset, features)
-    features = replace(features, task=apply_protocol(features.task, protocol))
-    plan, features = plan.ready(features, places)
-    device = select_device(gpu)
-    distinct = list(dict.fromkeys(plan.runs))
-    ties = output.ties or features.task.ties
-    top_k = output.top_k or (REPORT_TOP_K if output.page else 0)
-    try:
-        evaluated = evaluate(
-            features,
-            distinct,
-            load_assets(places, features, distinct, device),
-            device,
-            ties=ties,
-            tops=_rankings(features.task, top_k, output),
-            progress=lambda blocks, count: tqdm(
-                blocks, total=count, unit="gallery", disable=None, leave=False
-            ),
-        )
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the GPU's memory does not hold the work ({str(error).splitlines()[0]}); sweep fewer "
-            "values at a time, or use the CPU with --gpu -1"
-        ) from error
-    found = dict(zip(distinct, evaluated, strict=True))
-    facts = {
-        "dataset": features.dataset,
-        "ties": ties,
-        "gallery": "all" if protocol.whole_gallery else "",
-        "left_out": left_out(features.manifest),
-        "notes": "; ".join(features.task.notes),
-        "features": manifest_hash(features),
-        "version": code_version() or "unknown",
-    }
-    plan.write([found[run] for run in plan.runs], facts, output)
-    for line in (*describe_unranked(features.task), *describe_left_out(features.manifest)):
-        print(line, file=sys.stderr)
-
-
-def _rankings(task: Task, top_k: int, output: Output) -> dict[str, int]:
-    """How many of the best rows are needed: view -> rows, for rankings, exports, submissions."""
-    if output.export:
-        from external.export import export_rows
-
-        top_k = max(top_k, export_rows(task, output.export_k))
-    tops = {task.main_view: top_k}
-    for submission in task.submitted:
-        tops[submission.view] = max(submission.k, tops.get(submission.view, 0))
-    return tops
-
-
-def check_folder(dataset: str, features: Features) -> None:
-    """Raise UserError if a data set is given by its folder, and the features are of another."""
-    sources = (features.manifest or {}).get("sources") or {}
-    for name, digest in sources.items() if os.sep in dataset else ():
-        places = (Path(dataset, name), Path(dataset, "annotations", name))
-        found = [path for path in places if path.is_file()]
-        if found and digest not in map(sha256_file, found):
-            raise UserError(
-                f"{features.source} is of another {name} than {found[0]}; extract the features of "
-                "this folder, or name another --features_dir"
-            )
-
-
-def _page(places: Places, dataset: str, top_k: int) -> Callable:
-    """What writes the page with the ranked images of some evaluations, and returns its path."""
-
-    def write(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
-        from benchmarks import find_images
-        from report import write_report
-
-        return write_report(
-            folder / "report",
-            evaluations,
-            find_images(dataset, places.data),
-            top_k or REPORT_TOP_K,
-            cache=folder.parent / "thumbnails",
-        )
-
-    return write
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from semantic_world import ANNOTATIONS, draw, needs_annotations, unpack
 from test_semantic_annotations import circo_ids, write_image_info
 
 import run_retrieval
+import utils_running
 from benchmarks import read_task
 from external.ids import match_ids
 from utils import UserError
@@ -321,7 +322,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_nothing_is_written(world, features, tmp_path, name, monkeypatch):
     write, message = MISTAKES[name]
     flags = [str(flag) for flag in write(tmp_path, features)]
-    monkeypatch.setattr(run_retrieval, "quick_imports", nullcontext)  # is for a process's start
+    monkeypatch.setattr(utils_running, "quick_imports", nullcontext)  # is for a process's start
     out = tmp_path / "out"
     command = [*world_arguments(world), "--external", "x", *flags, "--results_dir", str(out)]
     with pytest.raises(UserError) as refused:

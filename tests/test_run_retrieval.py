@@ -17,6 +17,7 @@ from native import copy_world, world_arguments, write_native_world
 
 import run_retrieval
 import utils_evaluation
+import utils_running
 from utils import UserError
 from utils_assets import mean_path, synthetic_path
 from utils_evaluation import evaluate
@@ -223,7 +224,7 @@ def test_too_little_memory_on_a_gpu_is_said(world, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nand more")
 
     monkeypatch.setattr(utils_evaluation, "evaluate", evaluate)
-    monkeypatch.setattr(run_retrieval, "quick_imports", nullcontext)  # is for a process's start
+    monkeypatch.setattr(utils_running, "quick_imports", nullcontext)  # is for a process's start
     with pytest.raises(UserError, match=r"Tried to allocate 20 GiB\.\); sweep fewer values"):
         run_retrieval.main([*world_arguments(world), "--method", "image"])
 

@@ -50,7 +50,7 @@ GRID_SWEEP = (
 )
 # what run_retrieval.py imports before it can start, in its order, and how it ends
 IMPORTS = """
-from utils import quick_exit, quick_imports
+from utils_startup import quick_exit, quick_imports
 with quick_imports():
     import tqdm, utils_storage, torch, utils_evaluation, utils_tables
 quick_exit()

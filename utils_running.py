@@ -1,0 +1,134 @@
+"""Running a plan: load what it needs, evaluate it in one pass, write its tables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils import UserError, code_version, select_device, sha256_file
+from utils_backbones import Places
+from utils_plans import Output, Plan
+from utils_runs import Protocol
+from utils_startup import beside, quick_imports
+
+if TYPE_CHECKING:
+    from utils_evaluation import Evaluation
+    from utils_storage import Features
+    from utils_task import Task
+
+REPORT_TOP_K = 10
+
+
+def run_plan(
+    plan: Plan, places: Places, dataset: str, gpu: int, protocol: Protocol, output: Output
+) -> None:
+    """Load what the plan's runs need, evaluate them in one pass, print and write their tables.
+
+    dataset: its name or folder, as given. gpu: CUDA device, -1 for the CPU.
+    """
+    backbone, name = plan.setting.backbone, plan.setting.dataset
+    with quick_imports():
+        from tqdm import tqdm
+
+        from utils_storage import is_native, load_features, manifest_hash
+
+        place = (places.features, backbone, name)
+        # Pickles need torch first.
+        with beside(load_features, *place) if is_native(*place) else nullcontext() as loaded:
+            import torch
+
+            from utils_assets import load_assets
+            from utils_evaluation import evaluate
+            from utils_protocol import (
+                apply_protocol,
+                describe_left_out,
+                describe_unranked,
+                left_out,
+            )
+
+    features = loaded() if loaded else plan.read_features(places, dataset)
+    check_folder(dataset, features)
+    features = replace(features, task=apply_protocol(features.task, protocol))
+    plan, features = plan.ready(features, places)
+    device = select_device(gpu)
+    distinct = list(dict.fromkeys(plan.runs))
+    ties = output.ties or features.task.ties
+    top_k = output.top_k or (REPORT_TOP_K if output.page else 0)
+    try:
+        evaluated = evaluate(
+            features,
+            distinct,
+            load_assets(places, features, distinct, device),
+            device,
+            ties=ties,
+            tops=_rankings(features.task, top_k, output),
+            progress=lambda blocks, count: tqdm(
+                blocks, total=count, unit="gallery", disable=None, leave=False
+            ),
+        )
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory does not hold the work ({str(error).splitlines()[0]}); sweep fewer "
+            "values at a time, or use the CPU with --gpu -1"
+        ) from error
+    found = dict(zip(distinct, evaluated, strict=True))
+    facts = {
+        "dataset": features.dataset,
+        "ties": ties,
+        "gallery": "all" if protocol.whole_gallery else "",
+        "left_out": left_out(features.manifest),
+        "notes": "; ".join(features.task.notes),
+        "features": manifest_hash(features),
+        "version": code_version() or "unknown",
+    }
+    plan.write([found[run] for run in plan.runs], facts, output)
+    for line in (*describe_unranked(features.task), *describe_left_out(features.manifest)):
+        print(line, file=sys.stderr)
+
+
+def _rankings(task: Task, top_k: int, output: Output) -> dict[str, int]:
+    """How many of the best rows are needed: view -> rows, for rankings, exports, submissions."""
+    if output.export:
+        from external.export import export_rows
+
+        top_k = max(top_k, export_rows(task, output.export_k))
+    tops = {task.main_view: top_k}
+    for submission in task.submitted:
+        tops[submission.view] = max(submission.k, tops.get(submission.view, 0))
+    return tops
+
+
+def check_folder(dataset: str, features: Features) -> None:
+    """Raise UserError if a data set is given by its folder, and the features are of another."""
+    sources = (features.manifest or {}).get("sources") or {}
+    for name, digest in sources.items() if os.sep in dataset else ():
+        places = (Path(dataset, name), Path(dataset, "annotations", name))
+        found = [path for path in places if path.is_file()]
+        if found and digest not in map(sha256_file, found):
+            raise UserError(
+                f"{features.source} is of another {name} than {found[0]}; extract the features of "
+                "this folder, or name another --features_dir"
+            )
+
+
+def page_writer(places: Places, dataset: str, top_k: int) -> Callable:
+    """What writes the page with the ranked images of some evaluations, and returns its path."""
+
+    def write(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
+        from benchmarks import find_images
+        from report import write_report
+
+        return write_report(
+            folder / "report",
+            evaluations,
+            find_images(dataset, places.data),
+            top_k or REPORT_TOP_K,
+            cache=folder.parent / "thumbnails",
+        )
+
+    return write
