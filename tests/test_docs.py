@@ -145,6 +145,12 @@ def test_rooms_that_the_design_names_exist():
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
+def test_the_readme_links_to_every_page():
+    """A new page in docs/ has a line in README's list."""
+    linked = re.findall(r"^\| \[[\w.]+\]\((docs/.+?)\) \|", text_of(PAGES[0]), re.MULTILINE)
+    assert {page.relative_to(ROOT).as_posix() for page in PAGES[1:]} == {*linked}
+
+
 def test_the_readme_is_one_page():
     assert len(text_of(ROOT / "README.md").encode()) < README_BYTES
 
