@@ -3,7 +3,7 @@
 "use strict";
 const report = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const KINDS = { p: "positive", s: "related", o: "other" };
+const KINDS = { p: "positive", s: "related", o: "other", x: "left out" };
 
 /* An element with attributes and children; strings become text, so no text can become markup. */
 function element(tag, attributes, ...children) {
@@ -179,9 +179,9 @@ function makeHit(rank, row, score, kind, marks) {
   for (const n of marks) {
     caption.append(element("span", { class: "mark", title: report.marks[n] }, String(n + 1)));
   }
+  const place = rank ? [`rank ${rank}`] : [];
   return element("li", {}, element("figure", { class: `hit ${name}`, "data-row": row },
-    element("div", { class: "frame" }, picture(item, `rank ${rank}, ${said.join(", ")}`)),
-    caption));
+    element("div", { class: "frame" }, picture(item, [...place, ...said].join(", "))), caption));
 }
 
 function makeMethod(method, run, query) {
@@ -234,7 +234,7 @@ function makeQuery(i) {
   const facts = [
     ...report.labels.map((label, n) => [label, query.labels[n]]),
     ...report.tags.map((tag, n) => [tag.name, query.tags[n].map((m) => tag.labels[m]).join(", ")])
-      .filter(([, value]) => !query.labels.includes(value)),
+      .filter(([, value]) => value && !query.labels.includes(value)),
     ["Positives", String(query.positives)],
     ["Image", query.images.map(([path]) => path).join(", ")],
   ];
@@ -257,7 +257,7 @@ function makeQuery(i) {
 /* The rows that no ranking of this query holds, by rule. */
 function makeLeftOut(rows) {
   return element("section", { class: "left-out" }, element("h3", {}, "Left out of the ranking"),
-    element("ol", { class: "hits" }, ...rows.map((row) => makeHit("", row, null, "o", []))));
+    element("ol", { class: "hits" }, ...rows.map((row) => makeHit("", row, null, "x", []))));
 }
 
 /* Show what the address names: the query "#query-12", or the table. */

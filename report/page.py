@@ -201,6 +201,7 @@ def _render_report(
         tags=tags,
         top_k=top_k,
         related=task.related is not None,
+        noted=task.gallery.note is not None,
         marks=shown.marks,
         notes=task.notes,
     )

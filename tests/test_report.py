@@ -187,6 +187,10 @@ class TestPage:
 # --- a task of no benchmark --------------------------------------------------------------------
 
 
+def images_of(rooms) -> ImageStore:
+    return ImageStore(Dataset("rooms", rooms.folder / "data" / "rooms"))
+
+
 @pytest.fixture(scope="module")
 def rooms(tmp_path_factory):
     return make_rooms(tmp_path_factory.mktemp("rooms"))
@@ -199,8 +203,7 @@ def ranked(rooms):
 
 @pytest.fixture(scope="module")
 def rooms_page(rooms, ranked):
-    folder = rooms.folder / "results" / "report"
-    return write_report(folder, ranked, find_images("rooms", rooms.folder / "data"), 5)
+    return write_report(rooms.folder / "results" / "report", ranked, images_of(rooms), 5)
 
 
 class TestRooms:
@@ -268,8 +271,7 @@ class TestRooms:
             ranks=np.empty(0, np.int32),
         )
         hidden = dataclasses.replace(ranked[0], task=task, views={"all": none}, values={})
-        images = find_images("rooms", rooms.folder / "data")
-        page = write_report(tmp_path / "report", [hidden], images, 5)
+        page = write_report(tmp_path / "report", [hidden], images_of(rooms), 5)
         data = page_data(page)
         assert data["measures"] == []
         runs = [run for query in data["queries"] for run in query["runs"]]
@@ -396,8 +398,8 @@ class TestFindImages:
         whole = find_images("world", world.data.parent).read("query", path)
         for name in ("world_first5", "world_first12_first5"):
             assert find_images(name, world.data.parent).read("query", path) == whole
-        (tmp_path / "world_first5").mkdir()
-        (tmp_path / "world").symlink_to(world.data)
+        for name in ("world", "world_first5"):
+            (tmp_path / name).symlink_to(world.data)
         assert find_images("world_first5", tmp_path).dataset.root == tmp_path / "world_first5"
         assert capsys.readouterr().err == ""
 

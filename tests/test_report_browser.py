@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_world import HOSTILE, LOST, UNANSWERED, evaluate_world, make_world
+from report_world import HOSTILE, LOST, UNANSWERED, evaluate_world, make_rooms, make_world
 
+from report import write_report
 from utils_datasets import Dataset, ImageStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -365,8 +366,6 @@ def test_the_page_may_not_reach_out(browser, report):
 @pytest.fixture(scope="module")
 def side_by_side(world) -> Path:
     """A report of three methods, from the evaluations themselves."""
-    from report import write_report
-
     evaluations = evaluate_world(world, ("image", "text", "sum"), TOP_K)
     images = ImageStore(Dataset("world", world.data))
     return write_report(world.folder / "several", evaluations, images, TOP_K)
@@ -390,6 +389,26 @@ def test_methods_stand_side_by_side(browser, side_by_side):
     assert len({box.rect["y"] for box in lists}) == 1
     assert len({box.rect["x"] for box in lists}) == 3
     assert [len(box.find_elements(By.CLASS_NAME, "hit")) for box in lists] == [TOP_K] * 3
+
+
+def test_what_a_protocol_leaves_out_and_marks_is_shown(browser, tmp_path):
+    rooms = make_rooms(tmp_path)
+    images = ImageStore(Dataset("rooms", tmp_path / "data" / "rooms"))
+    evaluations = evaluate_world(rooms, ("image", "text"), 5, "rooms")
+    open_page(browser, write_report(tmp_path / "report", evaluations, images, 5), "#query-2")
+    wait_until(browser, lambda: all_loaded(browser, "#detail img"))
+    left_out = find(browser, ".left-out .missing, .left-out img")
+    assert [picture.get_attribute("title") for picture in left_out] == ["db/0.png"]
+    marks = find(browser, ".hit .mark")
+    assert {mark.get_attribute("title") for mark in marks} == {"candidate of subset"}
+    expected = sum((own.main.top_rows[2] < 6).sum() for own in evaluations)
+    assert len(marks) == expected > 0
+    facts = {fact.text for fact in find(browser, ".query dt")}
+    assert facts == {"Query", "room", "Positives", "Image"}
+    browser.find_element(By.ID, "back").click()
+    wait_until(browser, lambda: browser.find_element(By.ID, "overview").is_displayed())
+    Select(browser.find_element(By.ID, "tag-1")).select_by_visible_text("size")
+    assert shown(browser, "label-0") == ["a", "d"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
