@@ -62,16 +62,19 @@ class Judged:
 class Block:
     """A gallery and the composed queries that search it: in i-CIR, one instance.
 
-    queries: int64 (q,), rows of the task. rows: the database rows, a slice where they are
+    queries: int64 (q,), rows of the task; those of one image lie side by side where the gallery is
+    all there is. rows: the database rows, a slice where they are
     contiguous, else increasing int64 (n,). views: the judged pairs of each view, as indices into
     queries and rows. copies: rows that show what an earlier one shows, and that one, as indices
-    into rows, int64 (2, c), or None.
+    into rows, int64 (2, c), or None. images: how many distinct query images
+    there are, or queries.
     """
 
     queries: np.ndarray
     rows: slice | np.ndarray
     views: Mapping[str, Judged]
     copies: np.ndarray | None = None
+    images: int = 1
 
     def database_rows(self, positions: np.ndarray) -> np.ndarray:
         """Positions in the block as rows of the database; -1 stays -1."""
@@ -110,13 +113,14 @@ def make_blocks(task: Task, together: str | None = None) -> list[Block]:
 
 
 def _make_block(task: Task, queries: np.ndarray) -> Block:
-    pool = int(task.pool[queries[0]])
+    pool, images = int(task.pool[queries[0]]), len(queries)
     rows = np.arange(0) if pool == NO_SET else task.sets[pool]
     if pool == NO_SET:
         rows = slice(0, len(task.gallery))
+        queries, images = _by_image(task, queries)
     elif len(rows) and rows[-1] - rows[0] + 1 == len(rows):
         rows = slice(int(rows[0]), int(rows[-1]) + 1)
-    block = Block(queries, rows, {}, _copies(task, rows))
+    block = Block(queries, rows, {}, _copies(task, rows), images)
     views = {}
     for name, view in task.views.items():
         excluded = _cells(task, block, view.excluded, "excluded", must_be_there=False)
@@ -124,6 +128,13 @@ def _make_block(task: Task, queries: np.ndarray) -> Block:
         positives = _cells(task, block, view.positives, "positive")
         views[name] = Judged(positives or _no_cells(), excluded, candidates)
     return replace(block, views=views)
+
+
+def _by_image(task: Task, queries: np.ndarray) -> tuple[np.ndarray, int]:
+    """The queries with those of one image side by side, and how many images they have."""
+    number: dict[tuple[str, ...], int] = {}
+    code = [number.setdefault(task.queries.images[q], len(number)) for q in queries.tolist()]
+    return queries[np.argsort(code, kind="stable")], len(number)
 
 
 def _copies(task: Task, rows: slice | np.ndarray) -> np.ndarray | None:

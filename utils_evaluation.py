@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # (query, row) pairs of a block that are scored together: fits the caches; fills a GPU
 PAIRS_SCORED = {"cpu": 1 << 19, "cuda": 1 << 24}
-QUERIES_SCORED = 64  # at least, of a large gallery: a product of fewer is bound by memory
+QUERIES_SCORED = 64  # images, at least, of a large gallery: products of fewer wait for memory
 SCORES_RANKED = 1 << 22  # of several runs, together
 
 
@@ -313,7 +313,8 @@ def _evaluate(
         kinds = {name: Rows.of(rows) for name, rows in raw.items()}
         gallery = Gallery(kinds, block.database_rows(np.arange(len(block))))
         _check_rows(gallery, block, features)
-        size = max(QUERIES_SCORED, PAIRS_SCORED[device.type] // len(block))
+        recurring = QUERIES_SCORED * len(block.queries) // block.images
+        size = max(recurring, PAIRS_SCORED[device.type] // len(block))
         observed = _observe(prepared, select(block), gallery) if whole else None
         parts = []
         for part in block.split(size):

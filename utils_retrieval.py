@@ -25,6 +25,7 @@ EXPANSION_TEMPERATURE = 0.1  # weights exp(0.1 s) of the neighbours, exp(0.1) of
 COVARIANCE_OFFSET = 1e-5  # added to every entry of C, as the reference does
 ZERO_EIGENVALUE = 1e-9  # of the largest in size; rounding makes about 1e-14 of zero
 SYNTHETIC_ROWS_AT_ONCE = 4096
+PAIRS_WORTH_SHARING = 1 << 22  # of a product on a CPU, from which equal vectors are looked for
 
 
 # ---------------------------------------------------------------------------------------------
@@ -169,9 +170,15 @@ class Gallery:
         """similarity of each part (V_i, m_i) -> (V_i, N), by name, by one product over the rows."""
         import torch
 
-        rows = self.kinds[of]
         vectors = [vectors for vectors, _ in parts.values()]
-        product = (torch.cat(vectors) @ rows.raw.T).div_(rows.length)
+        every = torch.cat(vectors)
+        rows = self.kinds[of]
+        if every.is_cuda or len(every) * len(self) < PAIRS_WORTH_SHARING:
+            product = (every @ rows.raw.T).div_(rows.length)
+        else:  # images and texts recur in composed queries
+            first, kind = equal_rows(every)
+            product = (every[first] @ rows.raw.T).div_(rows.length)
+            product = product if len(first) == len(kind) else product.index_select(0, kind)
         found = dict(zip(parts, product.split([len(v) for v in vectors]), strict=True))
         for name, (vectors, mean) in parts.items():
             if mean is not None:
@@ -415,6 +422,18 @@ def harris_terms(s_i: Tensor, s_t: Tensor) -> tuple[Tensor, Tensor]:
 def centre(vectors: Tensor, mean: Tensor | None) -> Tensor:
     """V - m: (V, D) and (D,), or None for zero -> (V, D)."""
     return vectors if mean is None else vectors - mean
+
+
+def equal_rows(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of each kind of equal rows of (V, D), int64 (U,), and each row's kind, (V,)."""
+    import numpy as np
+    import torch
+
+    kind: dict[bytes, int] = {}
+    of = [kind.setdefault(row.tobytes(), len(kind)) for row in vectors.cpu().numpy()]
+    of = np.array(of, np.int64)
+    first = np.unique(of, return_index=True)[1]
+    return tuple(torch.from_numpy(index).to(vectors.device) for index in (first, of))
 
 
 def unit_rows(vectors: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from utils import UserError
-from utils_retrieval import Assets, Gallery, Method, Needs, Queries, flag, once_each
+from utils_retrieval import (
+    Assets,
+    Gallery,
+    Method,
+    Needs,
+    Queries,
+    equal_rows,
+    flag,
+    once_each,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +57,7 @@ class State:
     """A setting with its words, W of them, and their features; once observed, the queries (Q, D).
 
     distinct: float32 (V, D); of: int64 (W,), the row of distinct that is a word's feature, or None
-    where all words differ. number: int64 (Q,), the rows of the queries in the task, rising.
+    where all words differ. number: int64 (Q,), the rows of the queries in the task.
     """
 
     p: Parameters
@@ -120,7 +129,8 @@ def observe(states: Sequence[State], queries: Queries, gallery: Gallery) -> list
     """
     import torch
 
-    images, image = torch.unique(queries.image, dim=0, return_inverse=True)
+    first, image = equal_rows(queries.image)
+    images = queries.image[first]
     most = max(s.p.proxies for s in states)
     if most > len(gallery):
         raise UserError(
@@ -248,7 +258,8 @@ def scores(states: Sequence[State], queries: Queries, gallery: Gallery) -> Itera
     """The fused queries, those asked for of the observed ones, against all rows: yields (Q, N)."""
     import numpy as np
 
-    own = np.searchsorted(states[0].number, queries.number)
+    order = np.argsort(states[0].number)
+    own = order[np.searchsorted(states[0].number, queries.number, sorter=order)]
     found = gallery.similarities({i: (s.queries[own], None) for i, s in enumerate(states)})
     yield from found.values()
 
