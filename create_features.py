@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks import list_benchmarks
 from utils import (
     Parser,
     UserError,
@@ -25,8 +26,7 @@ from utils import (
     require_writable,
     run_command,
 )
-from utils_backbones import BACKBONES, Backbone, backbone_folder
-from utils_features import PRECISIONS, list_backbones
+from utils_backbones import BACKBONES, PRECISIONS, Backbone, backbone_folder
 
 if TYPE_CHECKING:
     from extraction.encoding import Clock
@@ -77,8 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_flag(
         what,
         "dataset",
-        help="icir, tiny, a folder of your own; corpus: every text corpus; mean: the mean of "
-        "--images; synthetic: normalisation features of --images and --captions",
+        help=f"{', '.join(list_benchmarks())}; a folder of your own; corpus: every text corpus; "
+        "mean: the mean of --images; synthetic: normalisation features of --images and --captions",
     )
     add_flag(
         what,
@@ -246,6 +246,8 @@ def main(argv: list[str]) -> None:
     """Run the command. Raises UserError, with nothing half-written, for a user's mistake."""
     args = read_arguments(argv)
     if args.list_backbones:
+        from utils_features import list_backbones
+
         print("\n".join(list_backbones()))
         return
     if args.kind in EFFECTS["features_dir"]:

@@ -1,4 +1,4 @@
-"""The table of backbones, and the names of their feature folders. Imports nothing large."""
+"""The tables of backbones and of precisions, and feature folders' names. Imports nothing large."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from utils import file_safe
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
 DEFAULT_BACKBONE = "clip"
+
+# --precision -> the type that torch computes in, None for its own.
+PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from utils import UserError
-from utils_backbones import BACKBONES, HF_HUB, LOCAL_DIR, Backbone
+from utils_backbones import BACKBONES, HF_HUB, LOCAL_DIR, PRECISIONS, Backbone
 from utils_text_tower import (
     CausalTextTower,
     PlacedVectors,
@@ -46,8 +46,6 @@ NORMALISED_AT_ONCE = 4
 TEXTS_AT_ONCE = 16_384
 # Distinct texts whose contextual averages are summed up together (each brings 2 prompts a word).
 CONTEXTS_AT_ONCE = 4_096
-
-PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 
 
 # ---------------------------------------------------------------------------------------------
