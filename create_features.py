@@ -311,6 +311,7 @@ def _dataset(args: argparse.Namespace) -> list[Work]:
         args.limit,
         args.features_dir / backbone_folder(args.backbone),
         pickles=args.format == "pkl",
+        skip_missing=args.on_bad_image == "skip",
     )
 
 

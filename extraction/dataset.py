@@ -18,13 +18,13 @@ import hashlib
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks import Found, find_dataset
+from benchmarks import Found, find_dataset, missing_images
 from extraction.encoding import Settings
 from extraction.job import Job, Work
 from extraction.labelled import read_labelled
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from utils_features import Encoder
 
 BOX_COLUMNS = ("left", "upper", "right", "lower")
-LOOKED_AT = 20  # images whose files are looked for before the model is loaded
 WHOLE = (0, 0, 0, 0)  # the box of a whole image
 
 Picture = tuple[str, tuple[int, ...]]  # an image's path, and the box of it that is shown
@@ -54,11 +53,13 @@ def read_dataset(
     limit: int | None,
     features: Path,
     pickles: bool = False,
+    skip_missing: bool = False,
 ) -> list[Work]:
     """Read what --dataset names. features: the backbone's folder of features.
 
     source: "folder" or "wds"; None, and no pickles: all that tasks bear that are not in i-CIR's
-    form. Raises UserError if anything is missing or malformed.
+    form. skip_missing: images may be missing. Raises UserError if anything else is missing or
+    malformed.
     """
     found = find_dataset(dataset, data_dir)
     if found.benchmark.labelled:
@@ -69,9 +70,9 @@ def read_dataset(
     if pickles:
         raise UserError(f"--format pkl: the reference's files cannot hold {found.name}; leave it")
     task = found.read(found.root)
-    _check_images(found, task)
     if limit:
         task = first_rows(task, limit)
+    _check_images(found, task, skip_missing)
     words = read_context_words(corpora_dir)
     images = FileImages(
         functools.partial(found.benchmark.locate, found.root), task.gallery.own_mode
@@ -81,13 +82,15 @@ def read_dataset(
     return [gallery, work] if task.gallery.shared else [work]
 
 
-def _check_images(found: Found, task: Task) -> None:
-    """Raise UserError if the images are not there at all."""
-    paths = [*islice(task.gallery.path, LOOKED_AT), *islice(chain(*task.queries.images), LOOKED_AT)]
-    if not any(found.benchmark.locate(found.root, path).is_file() for path in paths):
+def _check_images(found: Found, task: Task, skip: bool) -> None:
+    """Raise UserError, before a long extraction begins, if images are missing: any, or all."""
+    missing = missing_images(found.benchmark, task, found.root)
+    count = len({*task.gallery.path, *chain(*task.queries.images)})
+    if missing and (not skip or len(missing) == count):
         raise UserError(
-            f"{found.root} does not hold the images of {found.name} ({paths[0]} and the next ones "
-            f"are not there); {found.benchmark.how_to_get}"
+            f"{found.root}: {len(missing)} of the {count} images of {found.name} are missing, the "
+            f"first is {missing[0]}; {found.benchmark.how_to_get}"
+            + ("" if len(missing) == count else "; or leave them out with --on_bad_image skip")
         )
 
 

@@ -1,4 +1,4 @@
-"""The published code's figures on the golden worlds, through run_retrieval.py (both backbones)."""
+"""The published figures of domain conversion, through both commands, from images to tables."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from domain_world import GOLDEN, NAMES, golden, save_words_clip, write_corpora, write_features
+from domain_world import DATA, GOLDEN, NAMES, golden, save_words_clip, write_corpora, write_features
 
+import create_features
 import run_retrieval
 from utils_backbones import backbone_folder
 from utils_features import load_encoder
@@ -70,7 +71,10 @@ class World:
 
 @pytest.fixture(scope="module", params=["tiny", "words"])
 def world(request, tmp_path_factory):
-    """The published features in our files, and every run over all four data sets at once."""
+    """Features, and every run over all four data sets at once.
+
+    Of the first backbone they are extracted from the images, of the second the published ones.
+    """
     folder = tmp_path_factory.mktemp("golden")
     words = request.param == "words"
     clip = save_words_clip(TINY / "clip", folder / "clip") if words else TINY / "clip"
@@ -78,7 +82,10 @@ def world(request, tmp_path_factory):
     encoder = load_encoder(backbone, torch.device("cpu"))
     own = folder / "features" / backbone_folder(backbone)
     for name in NAMES:
-        write_features(name, own, encoder.identity, words)
+        if words:
+            write_features(name, own, encoder.identity, words)
+        else:
+            extract(name, backbone, folder)
     write_corpora(own, encoder)
     short = backbone_folder(backbone).removesuffix("_features")
     for kind, place in (("mean", "data/laion_mean"), ("synthetic", "synthetic_data")):
@@ -94,6 +101,13 @@ def world(request, tmp_path_factory):
         said.append(run_captured([*common, "--method", method, *flags], method, synthetic))
     yield World(folder, words, f"_{short}", "".join(said))
     shutil.rmtree(folder)
+
+
+def extract(name: str, backbone: str, folder: Path) -> None:
+    """Images and lists to features, by create_features.py in this process."""
+    flags = ["--dataset", name, "--backbone", backbone, "--data_dir", str(DATA), "--workers", "0"]
+    places = ["--features_dir", str(folder / "features"), "--corpora_dir", str(TINY / "corpora")]
+    create_features.main([*flags, *places, "--gpu", "-1"])
 
 
 def run_captured(command: list[str], method: str, synthetic: list[str]) -> str:
@@ -149,6 +163,21 @@ def published_cell(figures: dict, source: str, target: str) -> float:
     if source == "average":
         return figures["mean"] if target == "average" else figures["columns"][target]
     return figures["rows"][source] if target == "average" else figures["matrix"][source][target]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_distinct_images_and_texts_are_kept_once(world, name):
+    (folder,) = world.folder.glob(f"features/*/{name}")
+    figures = golden(name)
+    texts = np.load(folder / "query_text.npy")
+    assert len(texts) == len(figures["texts"])
+    gallery = np.load(folder / "database_image.npy")
+    assert len(gallery) == figures["gallery_rows"]
+    both = name in ("imagenet_r", "ltll")
+    assert (folder / "query_image.npy").exists() != both
+    with np.load(GOLDEN / "expected" / f"{name}_features.npz") as expected:
+        unit = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+        assert np.abs(unit - expected["gallery"]).max() < 1e-5
 
 
 def test_texts_are_encoded_once_each_and_said(world):

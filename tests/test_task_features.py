@@ -188,11 +188,15 @@ def test_images_left_out_leave_the_task(place, small_clip, capsys):
     """Sets and rows are numbered anew; a query goes with its image or its last positive."""
     root = write_own(place / "mine")
     (root / "g/0.png").write_bytes(b"no image")  # one of the first query's two positives
-    (root / "g/4.png").unlink()  # the fourth query's only one
     (root / "q/b.png").write_bytes(b"no image")  # the third query's own
     with pytest.raises(UserError, match=r"q/b\.png \(queries of shop, row 3\): .*on_bad_image"):
         extract(small_clip, "mine", "--data_dir", ".")
-    extract(small_clip, "mine", "--data_dir", ".", "--on_bad_image", "skip")
+    (root / "g/4.png").unlink()  # the fourth query's only one
+    with pytest.raises(
+        UserError, match=r"1 of the 9 images of shop are missing.* g/4\.png; .*skip"
+    ):
+        extract(small_clip, "mine", "--data_dir", ".")
+    extract(small_clip, "mine", "--data_dir", ".", "--on_bad_image", "skip", "--overwrite")
     assert "skipped database_image row 5: g/4.png: No such file" in capsys.readouterr().out
     features = load(small_clip, "shop")
     task = features.task
@@ -213,6 +217,7 @@ def test_images_left_out_leave_the_task(place, small_clip, capsys):
     np.testing.assert_allclose(rows_of(features), expected, rtol=1e-4, atol=1e-5)
     expected = expected_images(root, small_clip, ["q/a.png", "g/2.png"])
     np.testing.assert_allclose(queries_of(features, "image")[1], expected, rtol=1e-4, atol=1e-5)
+    (root / "g/4.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="finished without 3 images"):
         extract(small_clip, "mine", "--data_dir", ".")
 
@@ -273,7 +278,7 @@ def test_from_raw_images_to_a_table(place, small_clip):
 MISTAKES = {
     "shards": (("--icir_source", "wds"), "--icir_source has no effect with --dataset mine"),
     "pickles": (("--format", "pkl"), "--format pkl: the reference's files cannot hold shop"),
-    "no images": ((), "mine does not hold the images of shop (g/0.png and the next ones are not"),
+    "no images": ((), "images of shop are missing, the first is g/0.png; "),
     "no data set": ((), "no data set 'mine': neither mine nor mine is a folder"),
     "no form": ((), "mine is no data set: "),
     "not there": (("--dataset", "circo"), "published ones: circo, circo_test"),
