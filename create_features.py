@@ -59,6 +59,7 @@ EFFECTS = {
     "corpora_dir": ("dataset", "corpus"),
     "path_to_synthetic_data": ("synthetic",),
     "rank_timeout": ALL,
+    "worker_timeout": ("dataset", "mean", "synthetic"),
 }
 
 # Settings of a finished run that a later one must share to count as the same.
@@ -170,6 +171,13 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
         help="seconds of silence after which another rank counts as dead (default: 60; at the "
         "start, while models are loaded, five times as long)",
     )
+    add_flag(
+        group,
+        "worker_timeout",
+        type=positive,
+        metavar="S",
+        help="seconds without an image after which the workers count as stuck (default: 600)",
+    )
 
 
 DEFAULTS = {
@@ -183,6 +191,7 @@ DEFAULTS = {
     "on_bad_image": "fail",
     "overwrite": False,
     "rank_timeout": 60,
+    "worker_timeout": 600,
     "data_dir": Path("data"),
     "features_dir": Path("features"),
 }
@@ -277,6 +286,7 @@ def extract(args: argparse.Namespace) -> None:
         skip_bad=args.on_bad_image == "skip",
         overwrite=args.overwrite,
         timeout=args.rank_timeout,
+        patience=args.worker_timeout,
     )
     for job, clock in make_features(works, settings, args.gpu):
         if clock:

@@ -8,18 +8,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,6 +100,15 @@ def code_version() -> str | None:
 # ---------------------------------------------------------------------------------------------
 # Files
 # ---------------------------------------------------------------------------------------------
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file to read its bytes. Raises OSError if it is a folder, a FIFO or a device."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a file", str(path))
 
 
 @contextlib.contextmanager
@@ -235,9 +246,12 @@ def read_json(path: str | Path) -> dict:
     Raises UserError if the file is absent or is no JSON object.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            content = json.loads(file.read().decode())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply; make it again") from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); make it again") from None
     if not isinstance(content, dict):

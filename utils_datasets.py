@@ -19,6 +19,10 @@ from utils import UserError
 
 SPLITS = ("query", "database")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# The formats that are decoded, by Pillow's names (MPO comes with JPEG): those of the data sets of
+# this field. Others start programs (EPS), or decoders that hardly anything else tests.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+IMAGE_FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF, MPO or PPM"
 
 # Folder names that features/{backbone}/ needs for itself.
 RESERVED_NAMES = ("corpus", "mean", "synthetic", "texts")

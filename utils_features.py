@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from utils import UserError
+from utils import UserError, open_regular
 from utils_backbones import BACKBONES, HF_HUB, LOCAL_DIR, PRECISIONS, Backbone
+from utils_datasets import IMAGE_FORMAT_NAMES, IMAGE_FORMATS
+from utils_model_files import CONFIG_FILE, check_model_files, without_remote_code
 from utils_text_tower import (
     CausalTextTower,
     PlacedVectors,
@@ -37,7 +39,6 @@ from utils_text_tower import (
 if TYPE_CHECKING:
     import torch
 
-CONFIG_FILE = "open_clip_config.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 
 # Images whose pixels a CPU normalises together: a few MB.
@@ -150,12 +151,12 @@ def decode_image(
     orientation not applied. All of this is what CLIP's usual pipelines do, and features depend on
     it. Pillow's limit on huge images (decompression bombs) stays on. box: what to show of it, see
     crop_box. own_mode: the image stays in its file's mode, and is made RGB where the model's
-    preprocessing does that, after the crop.
+    preprocessing does that, after the crop. The formats are IMAGE_FORMATS, whatever the name says.
     Raises BadImage with the cause.
     """
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
-        with Image.open(file) as opened:
+        file = io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
+        with file, Image.open(file, formats=IMAGE_FORMATS) as opened:
             image = opened.copy() if own_mode else opened.convert("RGB")
         return image if box is None else crop_box(image, box)
     except Exception as error:  # decoders raise nearly anything on damaged files
@@ -182,7 +183,7 @@ def crop_box(image: Image.Image, box: Sequence[int]) -> Image.Image:
 
 def _describe_image_error(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not an image that Pillow can read"  # its own text holds a memory address
+        return f"not an image in {IMAGE_FORMAT_NAMES}"  # its own text holds a memory address
     if isinstance(error, OSError) and error.strerror:
         return error.strerror  # without the path, which differs between folder and shards
     return f"{type(error).__name__}: {error}"
@@ -515,9 +516,12 @@ def _load_model(backbone: str, spec: Backbone) -> tuple[torch.nn.Module, Any, An
     if spec.model.startswith(LOCAL_DIR):
         _check_folder(backbone, Path(spec.model.removeprefix(LOCAL_DIR)))
     try:
-        with _silence():
+        check_model_files(spec.model)
+        with _silence(), without_remote_code():
             model, transform = open_clip.create_model_from_pretrained(spec.model, spec.pretrained)
             return model, transform, open_clip.get_tokenizer(spec.model)
+    except UserError as error:
+        raise UserError(f"--backbone {backbone}: {error}") from None
     except Exception as error:  # the hub, the file and the architecture each raise their own
         raise UserError(
             f"--backbone {backbone}: {_name_files(spec)} could not be loaded "

@@ -27,7 +27,8 @@ class Settings:
 
     backbone, precision, save_dtype: see the flags; batch: images or texts encoded at once;
     part_rows: images or texts a unit; workers: processes that read; skip_bad: leave out images
-    that cannot be read; timeout: seconds of silence after which another rank counts as dead.
+    that cannot be read; timeout: seconds of silence after which another rank counts as dead;
+    patience: seconds without an image after which the workers count as stuck.
     """
 
     backbone: str
@@ -39,6 +40,7 @@ class Settings:
     skip_bad: bool
     overwrite: bool
     timeout: float
+    patience: float = 600
 
 
 @dataclass
@@ -173,7 +175,7 @@ class ImageBatches:
         if chunk.images is not None:
             with run.clock.measure("waiting for data"):
                 pin = run.encoder.device.type == "cuda"
-                unit.fill(chunk.images, chunk.names, run.settings.batch, pin)
+                unit.fill(torch.as_tensor(chunk.images), chunk.names, run.settings.batch, pin)
         unit.ids += chunk.ids
         unit.bad += chunk.bad
         unit.covered += chunk.covered

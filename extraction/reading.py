@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
+import multiprocessing
+import signal
+import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from utils import UserError
+from utils import UserError, open_regular
 from utils_datasets import IMAGE_SUFFIXES
 from utils_features import BadImage, decode_image
 
@@ -25,11 +32,14 @@ if TYPE_CHECKING:
 
 IMAGES_AT_ONCE = 32  # images that a worker hands over together, whatever the batch size
 CHUNKS_AHEAD = 4  # that each worker reads before they are asked for
+SEMAPHORES_EACH = 3  # of a queue
+SEMAPHORES_SHARED = 12  # of the queue of results and the events, and some to spare
 
 
 @dataclass
 class Chunk:
-    """Some images of one unit, preprocessed. images: (k, 3, H, W), or None if k is 0.
+    """Some images of one unit, preprocessed. images: (k, 3, H, W), or None if k is 0; an array
+    where there is no shared memory for a tensor.
 
     batch: the number of their batch in the unit; full: that batch ends here; last: the unit does.
     covered, unmatched: see Part. error: a reason to stop.
@@ -39,7 +49,7 @@ class Chunk:
     batch: int = 0
     ids: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    images: torch.Tensor | list[torch.Tensor] | None = None
+    images: torch.Tensor | np.ndarray | list[torch.Tensor] | None = None
     bad: list[tuple[int, str, str]] = field(default_factory=list)
     full: bool = False
     last: bool = False
@@ -50,7 +60,8 @@ class Chunk:
     def add(self, item: int, name: str, read: Callable, preprocess: Callable) -> None:
         """Read and preprocess one image, or note why it cannot be."""
         try:
-            image = preprocess(read())
+            with _named_warnings(name):
+                image = preprocess(read())
         except FileNotFoundError:
             self.bad.append((item, name, "no such file"))
         except BadImage as error:
@@ -63,17 +74,122 @@ class Chunk:
             self.images = [*(self.images or []), image]
 
     def close(self) -> Chunk:
-        """This chunk, its images one tensor."""
+        """This chunk, its images one tensor or array, ready to go to another process."""
         if self.images:
             self.images = torch.stack(self.images)
+            if torch.utils.data.get_worker_info():
+                self.images = _hand_over(self.images)
         return self
 
 
-def make_loader(dataset: object, workers: int, **options) -> DataLoader:
-    """A loader of chunks, which come as they are."""
-    if workers:
-        options |= {"prefetch_factor": CHUNKS_AHEAD}
-    return DataLoader(dataset, batch_size=None, num_workers=workers, **options)
+@contextlib.contextmanager
+def _named_warnings(name: str) -> Iterator[None]:
+    """Print what a decoder warns of with the image's name."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for warning in dict.fromkeys(str(warning.message) for warning in caught):
+                print(f"{name!a}: {' '.join(warning.split())}", file=sys.stderr)
+
+
+def _hand_over(images: torch.Tensor) -> torch.Tensor | np.ndarray:
+    """Images in shared memory or, where that is full, as an array, which goes through a pipe.
+
+    Left to torch, a tensor for which there is no memory would be lost without a word.
+    """
+    try:
+        return images.share_memory_()
+    except RuntimeError:
+        return images.numpy()
+
+
+# ---------------------------------------------------------------------------------------------
+# Worker processes
+# ---------------------------------------------------------------------------------------------
+
+
+def load_chunks(dataset: object, workers: int, patience: float, **options) -> Iterator[Chunk]:
+    """The chunks of a dataset, read by worker processes (0: by this one).
+
+    Where shared memory is too small for what so many workers need, there are fewer, which is said.
+    patience: seconds without a chunk after which the workers count as stuck.
+    Raises UserError if they are, and RuntimeError if one dies; none is left behind.
+    """
+    chunks = _start(dataset, workers, options)
+    try:
+        while True:
+            with _alarm(patience) if workers else contextlib.nullcontext():
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+    except (RuntimeError, OSError, EOFError, UserError) as error:
+        _kill_workers()
+        if isinstance(error, EOFError):
+            raise RuntimeError("DataLoader worker: its message broke off") from error
+        raise
+
+
+def _start(dataset: object, workers: int, options: dict) -> Iterator[Chunk]:
+    """A loader at work, with as many workers as there is room for."""
+    count = workers
+    while not _have_room(count):
+        count //= 2
+    if count < workers:
+        print(f"no shared memory for --workers {workers}: {count} read the images", file=sys.stderr)
+    ahead = {"prefetch_factor": CHUNKS_AHEAD} if count else {}
+    return iter(DataLoader(dataset, None, num_workers=count, **ahead, **options))
+
+
+def _have_room(workers: int) -> bool:
+    """Whether shared memory holds the semaphores that so many workers need."""
+    needed = workers and SEMAPHORES_EACH * workers + SEMAPHORES_SHARED
+    try:
+        return bool([multiprocessing.Semaphore() for _ in range(needed)]) or not workers
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return False
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise UserError in the block once it takes so long, whatever it waits for.
+
+    Does nothing outside the main thread, which alone hears alarms.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise UserError(
+            f"the worker processes have given no image for {seconds:g} s: they are stuck, or what "
+            "they read from; what is done is safe, and the same command continues "
+            "(--worker_timeout S waits longer)"
+        )
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _kill_workers() -> None:
+    """End the worker processes, also those that are stopped or hold what others wait for."""
+    main = threading.current_thread() is threading.main_thread()
+    # torch's answer to the death of a worker is an error in whatever runs at that moment.
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+    if main:
+        signal.signal(signal.SIGCHLD, before)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -214,16 +330,20 @@ def _hash_key(*parts: str) -> np.uint64:
 
 
 def read_samples(shards: Sequence[Path], need_json: bool) -> Iterator[Sample]:
-    """The samples of shards, in order, through webdataset.
+    """The samples of shards, in order, put together by webdataset from files that we open.
+
+    Given their names, it would take what looks like a URL or a command for one.
 
     Raises UserError, naming the shard, if it is damaged or a sample is not as it should be.
     """
-    from webdataset.tariterators import tarfile_samples
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
     for shard in shards:
         try:
-            for content in tarfile_samples([{"url": str(shard)}]):
-                yield _parse_sample(content, shard, need_json)
+            with open_regular(shard) as stream:
+                members = tar_file_expander([{"url": str(shard), "stream": stream}])
+                for content in group_by_keys(members):
+                    yield _parse_sample(content, shard, need_json)
         except UserError:
             raise
         except Exception as error:  # tarfile, the disk and webdataset each raise their own

@@ -17,7 +17,7 @@ from extraction.reading import (
     FileOrders,
     SampleIndex,
     ShardChunks,
-    make_loader,
+    load_chunks,
 )
 from utils import UserError
 
@@ -192,9 +192,10 @@ class FileStage(Stage):
     def encode(self, units: list[Unit], run: Run) -> None:
         dataset = FileChunks(self.images, run.encoder.preprocess)
         orders = FileOrders(self.rows.items, self.boxes, units, run.settings.batch)
-        loader = make_loader(dataset, run.settings.workers, sampler=orders)
+        settings = run.settings
+        chunks = load_chunks(dataset, settings.workers, settings.patience, sampler=orders)
         total = sum(unit.stop - unit.start for unit in units)
-        for _ in ImageBatches(self, run).encode(loader, total):
+        for _ in ImageBatches(self, run).encode(chunks, total):
             pass
 
     def sum_up(self, parts: Parts, skip_bad: bool) -> Summary:
@@ -217,9 +218,9 @@ class ShardStage(Stage):
         workers = min(run.settings.workers, len(units))
         done = self._batches_done(run.parts)
         dataset = ShardChunks(units, self.samples, run.encoder.preprocess, run.settings.batch, done)
-        loader, covered = make_loader(dataset, workers), np.zeros(len(self.rows), bool)
-        batches = ImageBatches(self, run)
-        for chunk in batches.encode(loader, self._count(units)):
+        chunks = load_chunks(dataset, workers, run.settings.patience)
+        batches, covered = ImageBatches(self, run), np.zeros(len(self.rows), bool)
+        for chunk in batches.encode(chunks, self._count(units)):
             covered[chunk.covered] = True
             if chunk.full and not chunk.last:
                 batches.save(f"{chunk.unit.name}+{chunk.batch:06d}", chunk.unit)

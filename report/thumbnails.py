@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from utils import atomic_path
+from utils_datasets import IMAGE_FORMATS
 
 if TYPE_CHECKING:
     from utils_datasets import ImageStore
@@ -105,7 +106,7 @@ def shrink(
     """
     from PIL import Image
 
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
         if box:
             left, upper, right, lower = box
             image = image.crop(

@@ -287,8 +287,8 @@ def test_16_bit_grey_is_clipped_as_pillow_converts_it():
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
-        (b"", "not an image that Pillow can read"),
-        (b"just a text\n", "not an image that Pillow can read"),
+        (b"", "not an image in JPEG, PNG, WebP, GIF, BMP, TIFF, MPO or PPM"),
+        (b"just a text\n", "not an image in JPEG, PNG, WebP, GIF, BMP, TIFF, MPO or PPM"),
         (encode(gradient(), "jpeg")[:900], "truncated"),
         (encode(gradient(), "png")[:300], "truncated|Truncated"),
         (b"RIFF\x10\0\0\0WEBPVP8 ", "could not create decoder"),
