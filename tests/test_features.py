@@ -143,7 +143,7 @@ def test_offline_the_missing_files_are_named_in_one_line(tmp_path):
     [
         (lambda folder: (folder / "open_clip_config.json").unlink(), r"open_clip_config\.json"),
         (lambda folder: (folder / "open_clip_model.safetensors").unlink(), r"no weights in"),
-        (lambda folder: (folder / "open_clip_config.json").write_text("{"), r"not be loaded"),
+        (lambda folder: (folder / "open_clip_config.json").write_text("{"), r"not valid JSON"),
         (
             lambda folder: (folder / "open_clip_model.safetensors").write_bytes(b"\0" * 64),
             r"not be loaded",
