@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from utils import UserError
-from utils_features import PRECISIONS
+from utils_backbones import PRECISIONS
 
 if TYPE_CHECKING:
     import torch

@@ -13,26 +13,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("create_features", "run_retrieval")
+COMMANDS = ("create_captions", "create_features", "run_retrieval")
 
 # Who may import whom: a room those of its own floor and of the floors below.
 FLOORS = (
     COMMANDS,
     (
-        "external",
-        "extraction",
-        "report",
-        "utils_plans",
-        "utils_running",
-        "utils_summary",
-        "utils_tables",
+        *("captioning", "external", "extraction", "report"),
+        *("utils_plans", "utils_running", "utils_summary", "utils_tables"),
     ),
     ("utils_assets", "utils_blocks", "utils_evaluation", "utils_texts"),
     ("utils_protocol", "utils_runs", "utils_storage", "utils_submissions", "utils_values"),
     ("benchmarks", "methods"),
     (
-        *("utils_backbones", "utils_datasets", "utils_features", "utils_metrics"),
-        *("utils_records", "utils_retrieval", "utils_task", "utils_text_tower"),
+        *("utils_backbones", "utils_captions", "utils_datasets", "utils_features"),
+        *("utils_metrics", "utils_records", "utils_retrieval", "utils_task", "utils_text_tower"),
     ),
     ("utils", "utils_startup"),
 )
