@@ -17,6 +17,7 @@ from domain_world import DATA, GOLDEN, NAMES, golden, save_words_clip, write_cor
 
 import create_features
 import run_retrieval
+from utils import UserError, write_csv, write_json
 from utils_backbones import backbone_folder
 from utils_features import load_encoder
 
@@ -192,3 +193,61 @@ def test_texts_are_encoded_once_each_and_said(world):
 
 def test_queries_without_positives_are_counted(world):
     assert "warning: 88 of 408 queries have no positive; each scores 0" in world.said
+
+
+# ---------------------------------------------------------------------------------------------
+# Beyond the published runs
+# ---------------------------------------------------------------------------------------------
+
+
+def flags_of(world: World, *datasets: str, results: Path) -> list[str]:
+    backbone = ["--backbone", f"local-dir:{TINY / 'clip'}", "--gpu=-1"]
+    places = [f"--features_dir={world.folder / 'features'}", f"--results_dir={results}"]
+    return ["--dataset", *datasets, *backbone, *places, "--method", "freedom"]
+
+
+def test_a_gallery_smaller_than_kappa_ends_the_command(world, tmp_path):
+    if world.words:
+        pytest.skip("one backbone is enough")
+    with pytest.raises(UserError, match=r"--kappa 60: a gallery has 49 images only"):
+        run_retrieval.main([*flags_of(world, "ltll", results=tmp_path), "--kappa", "60"])
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_nothing_runs_where_one_of_several_data_sets_has_no_features(world, tmp_path):
+    if world.words:
+        pytest.skip("one backbone is enough")
+    with pytest.raises(UserError, match=r"circo holds no features; run: .*--dataset circo"):
+        run_retrieval.main(flags_of(world, "ltll", "circo", results=tmp_path))
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_freedom_on_instances_takes_the_text_in_the_domain_s_place(world, tmp_path):
+    """Features in i-CIR's form: LTLL's classes as instances, with a gallery each."""
+    if world.words:
+        pytest.skip("one backbone is enough")
+    (source,) = world.folder.glob("features/*/ltll")
+    target, task = source.with_name("buildings"), golden("ltll")
+    target.mkdir()
+    gallery = np.load(source / "database_image.npy")
+    texts = np.load(source / "query_text.npy")
+    paths = [row[0] for row in read_table(source / "database.csv")[1:]]
+    kind = {query[0]: (query[1], query[3]) for query in task["queries"]}
+    rows = [[path, kind[path][0].lower(), kind[path][1]] for path in paths]
+    asked = [[path, query[2].lower(), query[3]] for query in task["queries"] for path in query[:1]]
+    header = ["image_path", "text", "instance"]
+    write_csv(target / "database.csv", header, rows)
+    write_csv(target / "query.csv", header, asked)
+    np.save(target / "database_image.npy", gallery)
+    np.save(target / "query_image.npy", gallery[[paths.index(path) for path, *_ in asked]])
+    np.save(target / "query_text.npy", texts[[0] * len(asked)])
+    write_json(target / "manifest.json", json.loads((source / "manifest.json").read_text()))
+    run_retrieval.main([*flags_of(world, "buildings", results=tmp_path), "--kappa", "3"])
+    (folder,) = (tmp_path / "buildings").glob("freedom_*")
+    aps = read_table(folder / "APs.csv")[1:]
+    assert len(aps) == len(asked)
+    assert any(float(row[-1]) > 0 for row in aps)
+    (store,) = world.folder.glob("features/*/texts")
+    kept = {text for (text,) in read_table(store / "texts.csv")[1:]}
+    assert any(text.endswith(" today") for text in kept)
+    assert any(text.endswith(" archive") for text in kept)
