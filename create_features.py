@@ -5,6 +5,7 @@ The usual runs:
     python3 create_features.py --dataset icir --icir_source wds --backbone clip --batch 512 --gpu 0
     python3 create_features.py --dataset corpus --backbone clip
     torchrun --nproc_per_node 4 create_features.py --dataset icir --icir_source wds
+    python3 create_features.py --dataset circo --inputs searle --phi SEARLE_ViT-L14.pt
 
 A run that was killed continues when the same command is given again.
 """
@@ -14,10 +15,12 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import list_benchmarks
+from methods import list_inputs
 from utils import (
     Parser,
     UserError,
@@ -26,7 +29,8 @@ from utils import (
     require_writable,
     run_command,
 )
-from utils_backbones import BACKBONES, PRECISIONS, Backbone, backbone_folder
+from utils_backbones import BACKBONES, PRECISIONS, Backbone, Places, backbone_folder
+from utils_inputs import AskedTexts, Options
 
 if TYPE_CHECKING:
     from extraction.encoding import Clock
@@ -53,7 +57,10 @@ EFFECTS = {
     "overwrite": (*ALL, "from_pkl"),
     "on_bad_image": ("dataset", "mean", "synthetic"),
     "images": ("mean", "synthetic"),
-    "captions": ("synthetic",),
+    "captions": ("synthetic", "inputs"),
+    "inputs": ("dataset",),
+    "phi": ("inputs",),
+    "prompt": ("inputs",),
     "data_dir": ("dataset", "mean"),
     "features_dir": ("dataset", "corpus", "from_pkl"),
     "corpora_dir": ("dataset", "corpus"),
@@ -62,8 +69,8 @@ EFFECTS = {
     "worker_timeout": ("dataset", "mean", "synthetic"),
 }
 
-# Settings of a finished run that a later one must share to count as the same.
-SETTLED = ("model", "precision", "save_dtype", "sources", "limit", "context_words")
+# What inputs may be told, and what is given for it.
+OPTIONS = {"phi": "FILE", "captions": "DIR", "prompt": "TEXT"}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -101,7 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
         what,
         "captions",
         type=Path,
-        help="synthetic: a CSV of rows image_path,caption, paths relative to --images",
+        help="synthetic: a CSV of rows image_path,caption, paths relative to --images; inputs: the "
+        "folder of caption files",
     )
     add_flag(
         what,
@@ -110,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="turn the reference's feature files under DIR into native ones; encodes nothing",
     )
+    _add_inputs(parser.add_argument_group("what further methods read"))
     _add_how(parser.add_argument_group("how"))
     where = parser.add_argument_group("where things are")
     for name, text in {
@@ -120,6 +129,20 @@ def build_parser() -> argparse.ArgumentParser:
     }.items():
         add_flag(where, name, type=Path, metavar="DIR", help=text)
     return parser
+
+
+def _add_inputs(group: argparse._ArgumentGroup) -> None:
+    add_flag(
+        group,
+        "inputs",
+        choices=sorted(list_inputs()),
+        help="features that a method reads beside those of images and texts, which are made before "
+        "if they are not there",
+    )
+    add_flag(group, "phi", type=Path, metavar="FILE", help="checkpoint of an image-to-word network")
+    add_flag(
+        group, "prompt", metavar="TEXT", help="in place of the published one, e.g. 'a $ {caption}'"
+    )
 
 
 def _add_how(group: argparse._ArgumentGroup) -> None:
@@ -247,8 +270,23 @@ def _check_effects(args: argparse.Namespace) -> None:
     if mode == "from_pkl" and args.kind not in EFFECTS["format"]:
         refuse_idle(["from_pkl"], f"with --dataset {args.kind}")
     with_what = "--from_pkl" if mode == "from_pkl" else f"--dataset {args.dataset}"
-    given = (name for name in EFFECTS if getattr(args, name) is not None)
-    refuse_idle((name for name in given if mode not in EFFECTS[name]), f"with {with_what}")
+    modes = {mode, "inputs"} if args.inputs and mode == "dataset" else {mode}
+    given = [name for name in EFFECTS if getattr(args, name) is not None]
+    refuse_idle((name for name in given if not modes & {*EFFECTS[name]}), f"with {with_what}")
+    if args.inputs:
+        _check_options(args)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise UserError for an option that the input needs, or does not take."""
+    source = list_inputs()[args.inputs]
+    if isinstance(source, AskedTexts) and args.overwrite:
+        refuse_idle(["overwrite"], f"with --inputs {args.inputs}, whose texts are kept for good")
+    given = {name for name in OPTIONS if getattr(args, name) is not None}
+    refuse_idle(sorted(given - {*source.needs, *source.takes}), f"with --inputs {args.inputs}")
+    for name in source.needs:
+        if name not in given:
+            raise UserError(f"--inputs {args.inputs} needs --{name} {OPTIONS[name]}")
 
 
 def main(argv: list[str]) -> None:
@@ -288,11 +326,30 @@ def extract(args: argparse.Namespace) -> None:
         timeout=args.rank_timeout,
         patience=args.worker_timeout,
     )
-    for job, clock in make_features(works, settings, args.gpu):
+    base = replace(settings, overwrite=settings.overwrite and not args.inputs)
+    for job, clock in make_features(works, base, args.gpu):
         if clock:
             print_summary(job, clock)
     if args.format == "pkl" and find_ranks(os.environ).rank == 0:
         print("the reference's files:", *(path for work in works for path in work.export()))
+    if args.inputs:
+        for job, clock in make_features([_input(args, works[-1])], settings, args.gpu):
+            if clock:
+                print_summary(job, clock)
+
+
+def _input(args: argparse.Namespace, base: Work) -> Work:
+    """The input of a method, of the features that are there."""
+    from extraction.asked import AskedWork
+    from extraction.inputs import InputWork
+    from utils_storage import load_features
+
+    source = list_inputs()[args.inputs]
+    features = load_features(args.features_dir, args.backbone, base.folder.name)
+    if isinstance(source, AskedTexts):
+        return AskedWork(source.method, features, Places(args.features_dir, args.data_dir))
+    options = Options(phi=args.phi, captions=args.captions, prompt=args.prompt)
+    return InputWork(args.inputs, source, options, features, base)
 
 
 def convert(args: argparse.Namespace) -> None:

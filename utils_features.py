@@ -242,14 +242,19 @@ class Encoder:
     image_size: tuple[int, int]
     _buffers: dict[torch.Size, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def encode_images(self, batch: torch.Tensor) -> torch.Tensor:
-        """Features (B, D) float32 on the CPU of preprocessed images (B, 3, H, W) on the CPU."""
+    def encode_images(self, batch: torch.Tensor, half_pixels: bool = False) -> torch.Tensor:
+        """Features (B, D) float32 on the CPU of preprocessed images (B, 3, H, W) on the CPU.
+
+        half_pixels: their normalised pixels are rounded to half precision before.
+        """
         import torch
 
         with self._inference():
             pixels = batch.to(self.device, non_blocking=True)
             if pixels.dtype == torch.uint8:
                 pixels = self._normalise(pixels, self._reused_buffer(pixels.shape))
+            if half_pixels:
+                pixels = pixels.half().float()
             pixels = pixels.contiguous(memory_format=torch.channels_last)
             return self.model.encode_image(pixels, normalize=False).float().cpu()
 

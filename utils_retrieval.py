@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from utils_inputs import AskedTexts, Input
+
 EXPANSION_TEMPERATURE = 0.1  # weights exp(0.1 s) of the neighbours, exp(0.1) of the query
 COVARIANCE_OFFSET = 1e-5  # added to every entry of C, as the reference does
 ZERO_EIGENVALUE = 1e-9  # of the largest in size; rounding makes about 1e-14 of zero
@@ -298,7 +300,7 @@ class Method:
     observe: Callable[[Sequence, Queries, Gallery], Sequence] = _states_as_they_are
     needs: Callable[[Sequence], Needs] = _needs_nothing
     together: str | None = None
-    inputs: Mapping[str, Callable] = field(default_factory=dict)
+    inputs: Mapping[str, Input | AskedTexts] = field(default_factory=dict)
     steps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     compared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     caution: Callable[[Any], str] = _no_caution

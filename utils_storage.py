@@ -15,7 +15,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -251,6 +251,7 @@ class Features:
     image_row, text_row: for each query the rows of its distinct images and texts, of which it may
     have several; None where each query has its own. image_row points into the database's images
     where there is no file of query images. as_they_are: query features that are not normalised.
+    inputs: the manifests of methods' inputs, by the names of their arrays, "query_searle".
     """
 
     backbone: str
@@ -263,6 +264,7 @@ class Features:
     image_row: list[list[int]] | None = None
     text_row: list[list[int]] | None = None
     as_they_are: frozenset[str] = frozenset()
+    inputs: Mapping[str, StoredInput] = field(default_factory=dict)
 
     @property
     def dim(self) -> int:
@@ -283,6 +285,7 @@ class Features:
         if name not in self.query_files:
             raise UserError(self._how_to_make(name))
         file = self.query_files[name]
+        self._check_input(f"query_{name}", file, len(self.task.queries))
         values = file.read(slice(0, file.shape[0])).astype(np.float32, copy=False)
         place = f"{self.folder}: {QUERY_WORDS.get(name, name)} features of the queries"
         if name in self.as_they_are:
@@ -321,7 +324,21 @@ class Features:
                 f"{self.folder} has no database_{name}.npy: make it with python3 "
                 f"create_features.py --dataset {self.dataset} --backbone {self.backbone} --inputs"
             )
-        return self.database_files[name]
+        file = self.database_files[name]
+        self._check_input(f"database_{name}", file, len(self.task.gallery))
+        return file
+
+    def _check_input(self, array: str, file: MappedRows | ArrayRows, rows: int) -> None:
+        """Raise UserError if an input's array was made for other features than these."""
+        made = self.inputs.get(array)
+        if made is None:
+            return
+        if made.features != sha256_file(self.source) or file.shape != (rows, self.dim):
+            raise UserError(
+                f"{file.path} was made for other features than lie beside it now; make it again: "
+                f"python3 create_features.py --dataset {self.dataset} --backbone {self.backbone} "
+                f"--inputs {made.path.stem} --overwrite (with the flags it needs)"
+            )
 
 
 QUERY_WORDS = {"image": "image", "text": "text", "context_text": "contextualised text"}
@@ -459,6 +476,7 @@ def _load_labelled(folder: Path, backbone: str, dataset: str) -> Features:
         database_files=_arrays(folder, "database"),
         source=folder / "manifest.json",
         manifest=read_json(folder / "manifest.json"),
+        **_inputs(folder),
     )
 
 
@@ -484,7 +502,31 @@ def _load_task_features(folder: Path, backbone: str, dataset: str) -> Features:
         manifest=read_json(folder / "manifest.json"),
         image_row=image_row,
         text_row=text_row,
+        **_inputs(folder),
     )
+
+
+@dataclass(frozen=True)
+class StoredInput:
+    """The manifest of a method's input, and the hash of the features' manifest it was made with."""
+
+    path: Path
+    features: str
+
+
+def _inputs(folder: Path) -> dict:
+    """The fields of Features on the inputs of methods that lie beside a data set's features."""
+    found: dict[str, StoredInput] = {}
+    as_they_are: set[str] = set()
+    for path in sorted({*folder.glob("*.json")} - {folder / "manifest.json", folder / "task.json"}):
+        content = read_json(path)
+        if content.get("kind") != "input":
+            continue
+        for array, facts in content.get("arrays", {}).items():
+            found[array] = StoredInput(path, content.get("sources", {}).get("features", ""))
+            if not facts.get("unit", True):
+                as_they_are.add(array.removeprefix("query_"))
+    return {"inputs": found, "as_they_are": frozenset(as_they_are)}
 
 
 def _arrays(folder: Path, split: str) -> dict[str, MappedRows]:

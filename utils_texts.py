@@ -63,7 +63,7 @@ class TextStore:
         """What is on disk. Raises UserError if it is of another model, or damaged."""
         if not (self.folder / "manifest.json").exists():
             return {}
-        self._check_model(read_json(self.folder / "manifest.json").get("model"), self.folder)
+        self.check_model(read_json(self.folder / "manifest.json").get("model"), self.folder)
         table = read_csv_columns(self.folder / "texts.csv", ("text",))["text"]
         values = read_array(self.folder / "texts.npy")
         if len(values) != len(table) or values.shape[1] != self.features.dim:
@@ -73,7 +73,8 @@ class TextStore:
             )
         return dict(zip(table, values, strict=True))
 
-    def _check_model(self, model: dict | None, place: object) -> None:
+    def check_model(self, model: dict | None, place: object) -> None:
+        """Raise UserError if a model is another than that of the features. place: where it is."""
         own = (self.features.manifest or {}).get("model")
         if own and model and own != model:
             raise UserError(
@@ -82,19 +83,27 @@ class TextStore:
             )
 
     def _add(self, new: list[str]) -> None:
-        """Encode texts and write them beside those that are there by now."""
+        """Encode texts, and keep them."""
         backbone = self.features.backbone
         print(f"encoding {len(new)} texts with {backbone}, to {self.folder}", file=sys.stderr)
         encoder = self.load()
-        self._check_model(encoder.identity, f"the backbone {backbone}")
-        values = encoder.encode_texts(new, BATCH)
+        self.check_model(encoder.identity, f"the backbone {backbone}")
+        self.keep(new, encoder.encode_texts(new, BATCH), encoder.identity)
+
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """The distinct texts that are not kept, in their order."""
+        known = self._read()
+        return [text for text in dict.fromkeys(texts) if text not in known]
+
+    def keep(self, texts: Sequence[str], values: np.ndarray, model: dict) -> None:
+        """Write texts with their features (n, D) beside those that are there by now."""
         with locked(self.folder):
-            self._known = {**self._read(), **dict(zip(new, values, strict=True))}
+            self._known = {**self._read(), **dict(zip(texts, values, strict=True))}
             (self.folder / "manifest.json").unlink(missing_ok=True)
             write_csv(self.folder / "texts.csv", ["text"], ([text] for text in self._known))
             with atomic_path(self.folder / "texts.npy") as part, open(part, "wb") as file:
                 np.save(file, np.stack(list(self._known.values())))
-            write_json(self.folder / "manifest.json", {"kind": TEXTS, "model": encoder.identity})
+            write_json(self.folder / "manifest.json", {"kind": TEXTS, "model": model})
 
 
 def open_texts(features_dir: Path, features: Features, device: torch.device) -> TextStore:

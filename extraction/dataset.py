@@ -31,7 +31,7 @@ from extraction.labelled import read_labelled
 from extraction.manifest import describe, identify, is_finished
 from extraction.parts import Parts, cut_ranges, drop_parts, write_array
 from extraction.reading import FileImages
-from extraction.stage import FileStage, Rows, Stage, Summary
+from extraction.stage import WHOLE, FileStage, Picture, Rows, Stage, Summary
 from extraction.words import ContextWords, read_context_words
 from utils import UserError, publishing, read_json, refuse_idle, write_csv, write_json
 from utils_task import Task, first_rows, save_task, without_images
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from utils_features import Encoder
 
 BOX_COLUMNS = ("left", "upper", "right", "lower")
-WHOLE = (0, 0, 0, 0)  # the box of a whole image
-
-Picture = tuple[str, tuple[int, ...]]  # an image's path, and the box of it that is shown
 
 
 def read_dataset(
@@ -304,6 +301,13 @@ class TaskWork:
             ],
             finish=functools.partial(self._finish, parts, stages, manifest, encoder.dim),
         )
+
+    def query_stage(self, name: str, settings: Settings) -> tuple[FileStage, dict[Picture, int]]:
+        """A stage of the distinct query images, and the item of each."""
+        distinct = _distinct(query_pictures(self.task))
+        table = f"queries of {self.task.name}"
+        stage = self.gallery.picture_stage(name, distinct, table, settings)
+        return stage, dict(zip(distinct, stage.rows.item_of_row.tolist(), strict=True))
 
     def _stages(self, settings: Settings) -> list[Stage]:
         table = f"queries of {self.task.name}"

@@ -17,7 +17,7 @@ from extraction.reading import Chunk
 from utils import UserError
 
 if TYPE_CHECKING:
-    from extraction.stage import Stage
+    from extraction.stage import ImageStage, Stage
     from utils_features import Encoder
 
 
@@ -117,7 +117,7 @@ class OpenUnit:
 class ImageBatches:
     """The images of a stage on their way: chunks come in, parts go out."""
 
-    def __init__(self, stage: Stage, run: Run):
+    def __init__(self, stage: ImageStage, run: Run):
         self.stage, self.run = stage, run
         self.opened: dict[str, OpenUnit] = {}
 
@@ -182,7 +182,8 @@ class ImageBatches:
         unit.unmatched += chunk.unmatched
         if chunk.full and unit.filled:
             with run.clock.measure("encoding"):
-                features = run.encoder.encode_images(unit.buffer[: unit.filled]).numpy()
+                images, half = unit.buffer[: unit.filled], self.stage.half_pixels
+                features = run.encoder.encode_images(images, half).numpy()
             ids = unit.ids[-unit.filled :]
             unit.features.append(settle(self.stage, features, unit.names, ids))
             run.clock.images += unit.filled

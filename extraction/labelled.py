@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from extraction.parts import (
 )
 from extraction.reading import FileImages, index_samples
 from extraction.reference import write_reference_dataset
-from extraction.stage import FileStage, Rows, ShardStage, Stage, Summary
+from extraction.stage import WHOLE, FileStage, ImageStage, Rows, ShardStage, Stage, Summary
 from extraction.words import ContextWords
 from utils import UserError, publishing, write_csv, write_json
 from utils_datasets import SPLITS, Dataset, find_image, list_shards, spell_samples
@@ -70,16 +70,23 @@ class LabelledWork:
             finish=functools.partial(self._finish, parts, stages, manifest, encoder.dim),
         )
 
+    def query_stage(self, name: str, settings: Settings) -> tuple[ImageStage, dict[tuple, int]]:
+        """A stage of the distinct query images, and the item of each path and box (none)."""
+        stage = replace(self._images(settings, "query"), name=name)
+        paths = self.annotations["query"].image_paths
+        items = zip(paths, stage.rows.item_of_row.tolist(), strict=True)
+        return stage, {(path, WHOLE): item for path, item in items}
+
+    def _images(self, settings: Settings, split: str) -> ImageStage:
+        of_files = not self.shards["query"]
+        return self._files(settings, split) if of_files else self._shards(settings, split)
+
     def _stages(self, settings: Settings) -> list[Stage]:
         query = self.annotations["query"]
         texts = Rows.of(query.texts, query.path, query.lines)
         fingerprint = {"annotation": query.sha256, "limit": self.limit}
         plain, contextual = self.words.stages(texts, fingerprint, settings.part_rows)
-        of_files = not self.shards["query"]
-        images = [
-            self._files(settings, split) if of_files else self._shards(settings, split)
-            for split in SPLITS
-        ]
+        images = [self._images(settings, split) for split in SPLITS]
         return [images[0], plain, contextual, images[1]]
 
     def _files(self, settings: Settings, split: str) -> FileStage:

@@ -21,6 +21,11 @@ from extraction.reading import (
 )
 from utils import UserError
 
+WHOLE = (0, 0, 0, 0)  # the box of a whole image
+
+Picture = tuple[str, tuple[int, ...]]  # an image's path, and the box of it that is shown
+
+
 # ---------------------------------------------------------------------------------------------
 # Rows and what became of them
 # ---------------------------------------------------------------------------------------------
@@ -180,7 +185,14 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileStage(Stage):
+class ImageStage(Stage):
+    """Images. half_pixels: encoded with their pixels rounded, see Encoder.encode_images."""
+
+    half_pixels: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileStage(ImageStage):
     """Images in files: a part for each unit. boxes: int (items, 4), what to show of each, or None.
 
     The items are paths, one of which may recur with another box.
@@ -204,7 +216,7 @@ class FileStage(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardStage(Stage):
+class ShardStage(ImageStage):
     """Images in shards: a part for each batch of a unit, the last one completes it.
 
     samples: says which item a sample shows. whole: False if the rows are not all there are

@@ -12,6 +12,7 @@ import pkgutil
 from functools import cache
 
 from utils import UserError
+from utils_inputs import AskedTexts, Input
 from utils_retrieval import Flag, Method
 
 
@@ -60,6 +61,12 @@ def list_flags() -> dict[str, MethodFlag]:
             others = found[name].methods if name in found else ()
             found[name] = MethodFlag(default, flag, (*others, method.name))
     return found
+
+
+def list_inputs() -> dict[str, Input | AskedTexts]:
+    """Every input that a method declares, by name."""
+    methods = list_methods().values()
+    return {name: source for method in methods for name, source in method.inputs.items()}
 
 
 def flags_of(method: Method) -> dict[str, tuple[bool | int | float | str, Flag]]:

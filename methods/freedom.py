@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from utils import UserError
+from utils_inputs import AskedTexts
 from utils_retrieval import (
     Assets,
     Gallery,
@@ -274,4 +275,5 @@ METHOD = Method(
     observe=observe,
     needs=needs,
     together="source",
+    inputs={"freedom": AskedTexts("freedom")},
 )
