@@ -23,11 +23,15 @@ FLOORS = (
         *("utils_plans", "utils_running", "utils_summary", "utils_tables"),
     ),
     ("utils_assets", "utils_blocks", "utils_evaluation", "utils_texts"),
-    ("utils_protocol", "utils_runs", "utils_storage", "utils_submissions", "utils_values"),
+    (
+        *("utils_captions", "utils_protocol", "utils_runs"),
+        *("utils_storage", "utils_submissions", "utils_values"),
+    ),
     ("benchmarks", "methods"),
     (
-        *("utils_backbones", "utils_captions", "utils_datasets", "utils_features"),
-        *("utils_metrics", "utils_records", "utils_retrieval", "utils_task", "utils_text_tower"),
+        *("utils_backbones", "utils_datasets", "utils_features"),
+        *("utils_metrics", "utils_model_files", "utils_records", "utils_retrieval"),
+        *("utils_task", "utils_text_tower"),
     ),
     ("utils", "utils_startup"),
 )
