@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import UserError, read_json
+from utils import UserError, open_regular, read_json
 from utils_backbones import BACKBONES, Backbone, Places, backbone_folder
 from utils_evaluation import unit_features
-from utils_retrieval import Assets
-from utils_storage import (
-    Features,
-    features_folder,
+from utils_pickles import (
     load_pickle,
+    one_line,
+    parse_array,
     read_array,
-    read_csv_columns,
     read_rows,
     two_dimensional,
 )
+from utils_retrieval import Assets
+from utils_storage import Features, features_folder, read_csv_columns
 from utils_texts import open_texts
 
 if TYPE_CHECKING:
@@ -146,13 +146,24 @@ def load_synthetic(synthetic_dir: str | Path | None, backbone: str) -> StoredAss
 
 def _load_npz(path: Path, names: list[str]) -> StoredAsset:
     try:
-        with np.load(path, allow_pickle=False) as content:
-            arrays = {name: np.atleast_2d(content[name]) for name in names}
-            manifest = json.loads(str(content["manifest"]))
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read ({error}); make it again") from None
-    arrays = {name: two_dimensional(array, f"{path}, {name}") for name, array in arrays.items()}
+        with open_regular(path) as file, zipfile.ZipFile(file) as content:
+            arrays = {name: _read_member(content, name) for name in names}
+            manifest = json.loads(str(_read_member(content, "manifest")))
+    except Exception as error:  # a hostile or cut file may raise anything
+        raise UserError(f"{path} cannot be read ({one_line(error)}); make it again") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path}: its manifest is no JSON object; make it again")
+    arrays = {
+        name: two_dimensional(np.atleast_2d(array), f"{path}, {name}")
+        for name, array in arrays.items()
+    }
     return StoredAsset(arrays, path, manifest)
+
+
+def _read_member(content: zipfile.ZipFile, name: str) -> np.ndarray:
+    member = content.getinfo(f"{name}.npy")
+    with content.open(member) as file:
+        return parse_array(file, member.file_size)
 
 
 def _model_of(manifest: dict | None) -> dict:
@@ -215,8 +226,8 @@ def load_assets(
             raise UserError(
                 f"{corpora[name].source} has {found} of the {fewest} prompts that are needed"
             )
-    if mean and not np.isfinite(mean.arrays["mean"]).all():
-        raise UserError(f"{mean.source}: the mean is not finite; make it again")
+    if mean:
+        _check_mean(mean)
 
     def unit(asset: StoredAsset, name: str) -> torch.Tensor:
         return unit_features(asset.arrays[name], device, f"{asset.source}, {name}")
@@ -232,6 +243,17 @@ def load_assets(
         prompts={name: read_prompts(corpora[name]) for need in needs for name in need.prompts},
         encode_texts=encode,
     )
+
+
+def _check_mean(mean: StoredAsset) -> None:
+    """Raise UserError unless the mean is one row, of finite length in float32."""
+    values = mean.arrays["mean"]
+    if len(values) != 1:
+        raise UserError(f"{mean.source}: {len(values)} rows, where a mean is one; make it again")
+    with np.errstate(over="ignore"):
+        length = np.sqrt(np.square(values).sum())
+    if not np.isfinite(length):
+        raise UserError(f"{mean.source}: the mean is not finite; make it again")
 
 
 def missing_asset(places: Places, features: Features, run: Run) -> str | None:

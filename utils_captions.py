@@ -320,7 +320,7 @@ def _rows_of_captions(rows: Sequence, path: Path, name: str) -> list[Captions]:
 
 
 def _read_target_captions(path: Path) -> list[Captions]:
-    from utils_storage import load_pickle  # with pandas, which --help does not wait for
+    from utils_pickles import load_pickle  # with numpy, which --help does not wait for
 
     rows = load_pickle(path).get("target_captions")
     if not isinstance(rows, list):

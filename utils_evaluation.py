@@ -446,8 +446,9 @@ def unit_features(array: np.ndarray, device: torch.device, place: str) -> Tensor
     """
     import torch
 
-    rows = unit_rows(torch.from_numpy(array).to(device))
-    bad = (~rows.isfinite().all(1)).nonzero()
+    raw = torch.from_numpy(array).to(device)
+    length = raw.norm(dim=1)
+    rows, bad = unit_rows(raw), (~((length > 0) & length.isfinite())).nonzero()
     if len(bad):
         raise UserError(f"{place}: row {int(bad[0]) + 1} is zero or not finite; make them again")
     return rows

@@ -58,6 +58,7 @@ def run_plan(
     device = select_device(gpu)
     distinct = list(dict.fromkeys(plan.runs))
     ties = output.ties or features.task.ties
+    output = _clamp_top_k(output, features.task)
     top_k = output.top_k or (REPORT_TOP_K if output.page else 0)
     try:
         evaluated = evaluate(
@@ -89,6 +90,19 @@ def run_plan(
     plan.write([found[run] for run in plan.runs], facts, output)
     for line in (*describe_unranked(features.task), *describe_left_out(features.manifest)):
         print(line, file=sys.stderr)
+
+
+def _clamp_top_k(output: Output, task: Task) -> Output:
+    """The output with rankings no longer than the largest gallery is, which is said."""
+    from utils_task import NO_SET
+
+    whole, pools = len(task.gallery), set(task.pool.tolist())
+    sizes = [whole if pool == NO_SET else len(task.sets[pool]) for pool in pools]
+    largest = max(sizes, default=whole)
+    if output.top_k <= largest:
+        return output
+    print(f"--top_k {output.top_k}: the largest gallery has {largest} images", file=sys.stderr)
+    return replace(output, top_k=largest)
 
 
 def _rankings(task: Task, top_k: int, output: Output) -> dict[str, int]:

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import mmap
 import os
-import pickle
-import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,103 +21,18 @@ import pandas as pd
 from benchmarks import icir
 from utils import UserError, read_json, sha256_file
 from utils_backbones import backbone_folder
+from utils_pickles import (
+    UNREADABLE,
+    load_pickle,
+    one_line,
+    open_feature_file,
+    read_labels,
+    read_npy_header,
+    read_rows,
+)
 from utils_task import Task, load_task
 
 LABELS = list(icir.LABELS)
-UNREADABLE = "make it readable, or extract the features again"
-
-
-# ---------------------------------------------------------------------------------------------
-# Pickles of the reference implementation
-# ---------------------------------------------------------------------------------------------
-
-
-def _load_storage(data: bytes):
-    """torch.storage._load_from_bytes without its power to run code."""
-    import torch
-
-    return torch.load(io.BytesIO(data), weights_only=True)
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Builds numpy arrays, torch tensors and plain containers; refuses every other global."""
-
-    ADMITTED = frozenset(
-        {
-            ("collections", "OrderedDict"),
-            ("_codecs", "encode"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy.core.multiarray", "scalar"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "scalar"),
-            ("numpy.core.numeric", "_frombuffer"),
-            ("numpy._core.numeric", "_frombuffer"),
-            ("torch._utils", "_rebuild_tensor_v2"),
-        }
-    )
-
-    def find_class(self, module: str, name: str):
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return lambda data: _load_storage(data)
-        if (module, name) not in self.ADMITTED:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}")
-        found = super().find_class(module, name)
-        if isinstance(found, type):
-            return found
-        return lambda *values: found(*values)  # whose attributes a pickle may set: not the real one
-
-
-def load_pickle(path: str | Path) -> dict:
-    """Read one of the reference's pickles: a dict, or a .npy of a 0-d object array that holds one.
-
-    Raises UserError if the file holds anything but arrays, tensors and plain containers; nothing
-    in it is run.
-    """
-    path = Path(path)
-    with open_feature_file(path) as file:
-        try:
-            if path.suffix == ".npy":
-                _read_npy_header(file)
-            content = _RestrictedUnpickler(file).load()
-        except Exception as error:  # a hostile or cut file may raise anything
-            raise UserError(
-                f"{path} is refused: {error}; only arrays, tensors, strings, lists and dicts are "
-                "read from pickles. Fetch the file again, or extract the features anew"
-            ) from None
-    if isinstance(content, np.ndarray) and content.dtype == object and content.ndim == 0:
-        content = content.item()
-    if not isinstance(content, (dict, OrderedDict)):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of features")
-    return content
-
-
-def _read_npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and dtype of an open .npy file, left at its first data byte."""
-    version = np.lib.format.read_magic(file)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read is None:
-        raise ValueError(f"npy format {version} is not known")
-    return read(file)
-
-
-def read_rows(content: dict, key: str, path: Path) -> np.ndarray:
-    """One 2-d array of a reference pickle, from numpy or torch, as float32."""
-    value = content.get(key)
-    if value is None:
-        raise UserError(f"{path} has no {key!r}; it holds {', '.join(map(str, content))}")
-    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-    return two_dimensional(array, f"{path}, {key!r}")
-
-
-def two_dimensional(array: np.ndarray, name: str) -> np.ndarray:
-    if array.ndim != 2 or array.dtype.kind != "f":
-        raise UserError(f"{name}: expected rows of features, found {array.dtype} {array.shape}")
-    return array.astype(np.float32, copy=False)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -141,9 +52,11 @@ class MappedRows:
         self.path = path
         with open_feature_file(path) as file:
             try:
-                self.shape, fortran, self.dtype = _read_npy_header(file)
-            except ValueError as error:
-                raise UserError(f"{path} is not a .npy file ({error}); extract it again") from None
+                self.shape, fortran, self.dtype = read_npy_header(file)
+            except (ValueError, RecursionError) as error:
+                raise UserError(
+                    f"{path} is not a .npy file ({one_line(error)}); extract it again"
+                ) from None
             self._offset = file.tell()
         if len(self.shape) != 2 or fortran or self.dtype not in (np.float32, np.float16):
             order = ", column by column" if fortran else ""
@@ -151,6 +64,8 @@ class MappedRows:
                 f"{path}: expected rows of float32 or float16, found {self.dtype} {self.shape}"
                 f"{order}; extract it again"
             )
+        if not self.shape[1]:
+            raise UserError(f"{path}: rows of no numbers; extract it again")
         surplus = path.stat().st_size - self._offset - self._row_bytes * self.shape[0]
         if surplus:
             problem = "has bytes behind its last row" if surplus > 0 else "is cut short"
@@ -209,14 +124,6 @@ class ArrayRows:
     def read(self, rows: slice | np.ndarray) -> np.ndarray:
         """The rows of a slice, without a copy, or of an index array, gathered."""
         return self._array[rows]
-
-
-def open_feature_file(path: Path):
-    """Open a feature file for reading; UserError if it is absent."""
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; {UNREADABLE}") from None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -429,7 +336,10 @@ def read_reference(features_dir: str | Path, backbone: str, dataset: str) -> Ref
         names["query"].append("context_text")
     return Reference(
         paths=paths,
-        tables={split: _pickled_table(contents[split], path) for split, path in paths.items()},
+        tables={
+            split: pd.DataFrame(read_labels(contents[split], path), dtype=str)[LABELS]
+            for split, path in paths.items()
+        },
         arrays={
             split: {n: read_rows(contents[split], REFERENCE_KEYS[n], paths[split]) for n in own}
             for split, own in names.items()
@@ -583,18 +493,6 @@ def read_csv_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]
     return {name: [row[i] for row in rows] for i, name in enumerate(columns)}
 
 
-def _pickled_table(content: dict, path: Path) -> pd.DataFrame:
-    """The table of a reference pickle: str columns image_path, text, instance."""
-    try:
-        columns = {
-            name: ["" if value is None else value for value in content[f"{name}s"]]
-            for name in ("text", "instance")
-        }
-        return pd.DataFrame({"image_path": list(content["paths"]), **columns}, dtype=str)[LABELS]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: no paths, texts and instances of one length ({error})") from None
-
-
 def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     """Columns of a table written by create_features, texts as they stand ("NA", 007, True).
 
@@ -618,18 +516,6 @@ def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     if cut.any():
         raise UserError(f"{path}, row {int(cut.argmax()) + 2}: no instance; extract it again")
     return table
-
-
-def read_array(path: Path) -> np.ndarray:
-    """A whole .npy file of rows, as float32."""
-    with open_feature_file(path) as file:
-        try:
-            array = np.load(file, allow_pickle=False)
-        except (EOFError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is not a .npy file ({error}); extract it again") from None
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path} is not a .npy file but an archive; extract it again")
-    return two_dimensional(array, str(path))
 
 
 def _check_agreement(features: Features) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils import UserError, atomic_path, locked, read_json, write_csv, write_json
-from utils_storage import Features, features_folder, read_array, read_csv_columns
+from utils_pickles import read_array
+from utils_storage import Features, features_folder, read_csv_columns
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,203 @@
+"""Arrays and pickles on disk: what is read of a file before it is known to be what it says.
+
+The reference's pickles are read with an unpickler that admits arrays, tensors and plain containers
+only. Formats: DESIGN section 2.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from utils import UserError, open_regular
+
+UNREADABLE = "make it readable, or extract the features again"
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """What an error says, on one line of at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+# ---------------------------------------------------------------------------------------------
+# Arrays
+# ---------------------------------------------------------------------------------------------
+
+
+def open_feature_file(path: Path):
+    """Open a feature file for reading; UserError if it is absent."""
+    try:
+        return open_regular(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {UNREADABLE}") from None
+
+
+def read_npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype of an open .npy file, left at its first data byte.
+
+    Raises ValueError for anything else.
+    """
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f"npy format {version} is not known")
+    shape, fortran, dtype = read(file)
+    if any(isinstance(length, bool) or length < 0 for length in shape):
+        raise ValueError(f"no array has the shape {shape}")
+    return shape, fortran, dtype
+
+
+def parse_array(file, size: int) -> np.ndarray:
+    """The array of an open .npy file of `size` bytes, whose header claims just as much.
+
+    Raises ValueError for anything else, before memory is taken for it.
+    """
+    shape, fortran, dtype = read_npy_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds objects, not numbers")
+    held, claimed = size - file.tell(), dtype.itemsize * math.prod(shape)
+    if held != claimed:
+        problem = (
+            "bytes behind its last row" if held > claimed else "fewer bytes than its header says"
+        )
+        raise ValueError(f"it has {problem}")
+    return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran else "C").copy()
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A whole .npy file of rows, as float32. Raises UserError if it is none."""
+    with open_feature_file(path) as file:
+        try:
+            array = parse_array(file, path.stat().st_size)
+        except (ValueError, RecursionError, MemoryError) as error:
+            raise UserError(
+                f"{path} is not a .npy file ({one_line(error)}); extract it again"
+            ) from None
+    return two_dimensional(array, str(path))
+
+
+def two_dimensional(array: np.ndarray, name: str) -> np.ndarray:
+    """An array as float32 rows (n, D). Raises UserError unless it is rows of floats, n, D > 0."""
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise UserError(f"{name}: expected rows of features, found {array.dtype} {array.shape}")
+    if not array.size:
+        raise UserError(f"{name}: {array.shape} holds no number; make it again")
+    return array.astype(np.float32, copy=False)
+
+
+# ---------------------------------------------------------------------------------------------
+# Pickles of the reference implementation
+# ---------------------------------------------------------------------------------------------
+
+
+def _load_storage(data: bytes):
+    """torch.storage._load_from_bytes without its power to run code."""
+    import torch
+
+    return torch.load(io.BytesIO(data), weights_only=True)
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Builds numpy arrays, torch tensors and plain containers; refuses every other global."""
+
+    ADMITTED = frozenset(
+        {
+            ("collections", "OrderedDict"),
+            ("_codecs", "encode"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy.core.numeric", "_frombuffer"),
+            ("numpy._core.numeric", "_frombuffer"),
+            ("torch._utils", "_rebuild_tensor_v2"),
+        }
+    )
+
+    def find_class(self, module: str, name: str):
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return lambda data: _load_storage(data)
+        if (module, name) not in self.ADMITTED:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}")
+        found = super().find_class(module, name)
+        if isinstance(found, type):
+            return found
+        return lambda *values: found(*values)  # whose attributes a pickle may set: not the real one
+
+
+def load_pickle(path: str | Path) -> dict:
+    """Read one of the reference's pickles: a dict, or a .npy of a 0-d object array that holds one.
+
+    Raises UserError if the file holds anything but arrays, tensors and plain containers; nothing
+    in it is run.
+    """
+    path = Path(path)
+    with open_feature_file(path) as file:
+        try:
+            if path.suffix == ".npy":
+                read_npy_header(file)
+            content = _RestrictedUnpickler(file).load()
+        except Exception as error:  # a hostile or cut file may raise anything
+            raise UserError(
+                f"{path} is refused: {one_line(error)}; only arrays, tensors, strings, lists and "
+                "dicts are read from pickles. Fetch the file again, or extract the features anew"
+            ) from None
+    if isinstance(content, np.ndarray) and content.dtype == object and content.ndim == 0:
+        content = content.item()
+    if not isinstance(content, (dict, OrderedDict)):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of features")
+    return content
+
+
+def read_rows(content: dict, key: str, path: Path) -> np.ndarray:
+    """One 2-d array of a reference pickle, from numpy or torch, as float32."""
+    value = content.get(key)
+    if value is None:
+        raise UserError(f"{path} has no {key!r}; it holds {', '.join(map(str, content))}")
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            if str(value.dtype) == "torch.bfloat16":  # a type that numpy lacks
+                value = value.float()
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{path}, {key!r} holds no rows of numbers ({one_line(error)})") from None
+    return two_dimensional(array, f"{path}, {key!r}")
+
+
+def read_labels(content: dict, path: Path) -> dict[str, list[str]]:
+    """The columns image_path, text and instance of a reference pickle, texts. None is no text."""
+    try:
+        columns = [[*content[key]] for key in ("paths", "texts", "instances")]
+        columns = [["" if value is None else value for value in column] for column in columns]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: no paths, texts and instances ({one_line(error)})") from None
+    if len(set(map(len, columns))) > 1:
+        raise UserError(f"{path}: no paths, texts and instances of one length")
+    return {
+        name: [_label(value, row, path) for row, value in enumerate(column)]
+        for name, column in zip(("image_path", "text", "instance"), columns, strict=True)
+    }
+
+
+def _label(value: object, row: int, path: Path) -> str:
+    """A label as text: a string, or the number that a string was made to."""
+    if not isinstance(value, str | int | float | np.generic):
+        raise UserError(f"{path}: item {row} of its labels is a {type(value).__name__}, no text")
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: item {row} of its labels, {text!a}, is not UTF-8") from None
+    return text
