@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from methods.inversion import PHI, Inversion, fill_prompts, make_words
+from methods.words import PHI, Inversion, fill_prompts, make_words
 from utils import UserError, sha256_file
 from utils_captions import Rewritten, read_described, read_rewritten
 from utils_inputs import Input, InputArray, Options, Produced, Widths

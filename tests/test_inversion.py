@@ -13,15 +13,8 @@ from semantic_world import GOLDEN, needs_golden
 from test_caption_files import golden_task, small_task
 from torch import nn
 
-from methods.inversion import (
-    IM2TEXT,
-    INVERSIONS,
-    PHI,
-    Network,
-    apply_network,
-    read_network,
-    texts_of,
-)
+from methods.inversion import INVERSIONS
+from methods.words import IM2TEXT, PHI, Network, apply_network, read_network, texts_of
 from utils import UserError
 
 DIM, WIDTH = 6, 4
