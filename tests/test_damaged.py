@@ -152,7 +152,13 @@ def test_means_that_are_none(native):
         np.savez(path, mean=mean, manifest=json.dumps({}))
         with pytest.raises(UserError, match=r"mean_clip\.npz: .*make it again"):
             run_retrieval.main(
-                [*world_arguments(native), "--method", "basic", "--standardize_features"]
+                [
+                    *world_arguments(native),
+                    "--method",
+                    "basic",
+                    "--standardize_features",
+                    "--use_laion_mean",
+                ]
             )
     path.write_bytes(before)
 
