@@ -29,7 +29,14 @@ from utils import (
     require_writable,
     run_command,
 )
-from utils_backbones import BACKBONES, PRECISIONS, Backbone, Places, backbone_folder
+from utils_backbones import (
+    PRECISIONS,
+    PREPROCESSES,
+    Places,
+    backbone_entry,
+    backbone_folder,
+    name_backbone,
+)
 from utils_inputs import AskedTexts, Options
 
 if TYPE_CHECKING:
@@ -44,6 +51,7 @@ ALL = ("dataset", "corpus", "mean", "synthetic")
 EFFECTS = {
     "dataset": (*ALL, "from_pkl"),
     "backbone": (*ALL, "from_pkl"),
+    "preprocess": ALL,
     "icir_source": ("dataset",),
     "batch": ALL,
     "part_rows": ALL,
@@ -56,6 +64,7 @@ EFFECTS = {
     "limit": ("dataset",),
     "overwrite": (*ALL, "from_pkl"),
     "on_bad_image": ("dataset", "mean", "synthetic"),
+    "on_missing_image": ("dataset",),
     "images": ("mean", "synthetic"),
     "captions": ("synthetic", "inputs"),
     "inputs": ("dataset",),
@@ -95,6 +104,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="images from folders or from tar shards (default: folder)",
     )
     add_flag(what, "backbone", help="clip, siglip, tiny or any open_clip model (default: clip)")
+    add_flag(
+        what,
+        "preprocess",
+        choices=PREPROCESSES,
+        help="the model's own, or TargetPad before it: images wider or taller than 1.25 are padded "
+        "with zeros to that ratio (SEARLE, CIReVL, CVSI); its features are those of another "
+        "backbone, BACKBONE+targetpad (default: model)",
+    )
     add_flag(what, "list_backbones", action="store_true", help="print the backbones and stop")
     add_flag(
         what,
@@ -181,6 +198,14 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
     )
     add_flag(
         group,
+        "on_missing_image",
+        choices=("fail", "skip"),
+        help="published data sets: stop, before anything is encoded, if image files are missing, "
+        "or leave out their rows, which tables then say (default: fail, but with --on_bad_image "
+        "skip)",
+    )
+    add_flag(
+        group,
         "overwrite",
         action="store_true",
         default=None,
@@ -260,8 +285,8 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     for name, value in DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    entry = BACKBONES.get(args.backbone, Backbone(args.backbone))
-    args.corpora_dir = args.corpora_dir or Path(entry.corpora_dir)
+    args.backbone = name_backbone(args.backbone, args.preprocess)
+    args.corpora_dir = args.corpora_dir or Path(backbone_entry(args.backbone).corpora_dir)
     return args
 
 
@@ -378,7 +403,8 @@ def _dataset(args: argparse.Namespace) -> list[Work]:
         args.limit,
         args.features_dir / backbone_folder(args.backbone),
         pickles=args.format == "pkl",
-        skip_missing=args.on_bad_image == "skip",
+        missing=args.on_missing_image,
+        skip_bad=args.on_bad_image == "skip",
     )
 
 

@@ -21,7 +21,13 @@ from utils import (
     require_writable,
     run_command,
 )
-from utils_backbones import DEFAULT_BACKBONE, Places, backbone_folder
+from utils_backbones import (
+    DEFAULT_BACKBONE,
+    PREPROCESSES,
+    Places,
+    backbone_folder,
+    name_backbone,
+)
 from utils_plans import Output, Plan, make_plan
 from utils_running import REPORT_TOP_K, page_writer, run_plan
 from utils_runs import Protocol, Setting
@@ -72,6 +78,12 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         "backbone",
         default=DEFAULT_BACKBONE,
         help=f"whose features to read (default: {DEFAULT_BACKBONE})",
+    )
+    add_flag(
+        group,
+        "preprocess",
+        choices=PREPROCESSES,
+        help="the preprocessing that they were extracted with (default: model)",
     )
     add_flag(
         group,
@@ -247,6 +259,7 @@ def _add_external(group: argparse._ArgumentGroup) -> None:
 def main(argv: list[str]) -> None:
     """Run the command. Raises UserError, before anything is written, for a user's mistake."""
     args = build_parser().parse_args(argv)
+    args.backbone = name_backbone(args.backbone, args.preprocess)
     if args.table:
         _check_alone(argv, "--table", "--results_dir")
         _print_table(args.results_dir)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils import UserError, open_regular, read_json
-from utils_backbones import BACKBONES, Backbone, Places, backbone_folder
+from utils_backbones import Places, backbone_entry, backbone_folder
 from utils_evaluation import unit_features
 from utils_pickles import (
     load_pickle,
@@ -47,23 +47,19 @@ class StoredAsset:
     manifest: dict | None
 
 
-def _backbone_entry(backbone: str) -> Backbone:
-    return BACKBONES.get(backbone, Backbone(backbone))
-
-
 def _short_name(backbone: str) -> str:
     return backbone_folder(backbone).removesuffix("_features")
 
 
 def mean_path(data_dir: str | Path, backbone: str) -> Path:
     """Where the image mean of a backbone is written and looked for."""
-    folder = Path(data_dir) / _backbone_entry(backbone).mean_dir
+    folder = Path(data_dir) / backbone_entry(backbone).mean_dir
     return folder / f"mean_{_short_name(backbone)}.npz"
 
 
 def synthetic_path(synthetic_dir: str | Path | None, backbone: str) -> Path:
     """Where the normalisation features of a backbone are written and looked for."""
-    folder = Path(synthetic_dir or _backbone_entry(backbone).synthetic_dir)
+    folder = Path(synthetic_dir or backbone_entry(backbone).synthetic_dir)
     return folder / f"synthetic_{_short_name(backbone)}.npz"
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import file_safe
+from utils import UserError, file_safe
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
 DEFAULT_BACKBONE = "clip"
+PREPROCESSES = ("model", "targetpad")  # of --preprocess; another one is another backbone
+PADDED = "+targetpad"  # what the name of a backbone ends in whose images are padded first
 
 # --precision -> the type that torch computes in, None for its own.
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
@@ -43,9 +45,35 @@ BACKBONES = {
 }
 
 
+def name_backbone(backbone: str, preprocess: str | None) -> str:
+    """A backbone with the preprocessing asked for (None: as its name has it): "clip+targetpad".
+
+    Raises UserError if the name asks for another one.
+    """
+    base, is_padded = split_backbone(backbone)
+    if is_padded and preprocess == "model":
+        raise UserError(
+            f"--preprocess model contradicts --backbone {backbone}: leave it, or name {base}"
+        )
+    return f"{base}{PADDED}" if is_padded or preprocess == "targetpad" else base
+
+
+def split_backbone(backbone: str) -> tuple[str, bool]:
+    """A backbone without its preprocessing, and whether that is TargetPad."""
+    return backbone.removesuffix(PADDED), backbone.endswith(PADDED)
+
+
+def backbone_entry(backbone: str) -> Backbone:
+    """The table's entry for a name, whatever its preprocessing; a new one for any other model."""
+    base, _ = split_backbone(backbone)
+    return BACKBONES.get(base, Backbone(base))
+
+
 def backbone_folder(backbone: str) -> str:
     """The name of a backbone's feature folder, safe on every file system."""
-    return f"{backbone if backbone in BACKBONES else file_safe(backbone)}_features"
+    base, is_padded = split_backbone(backbone)
+    name = base if base in BACKBONES else file_safe(base)
+    return f"{name}_targetpad_features" if is_padded else f"{name}_features"
 
 
 @dataclass(frozen=True)

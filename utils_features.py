@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils import UserError, open_regular
-from utils_backbones import BACKBONES, HF_HUB, LOCAL_DIR, PRECISIONS, Backbone
+from utils_backbones import BACKBONES, HF_HUB, LOCAL_DIR, PRECISIONS, Backbone, split_backbone
 from utils_datasets import IMAGE_FORMAT_NAMES, IMAGE_FORMATS
 from utils_model_files import CONFIG_FILE, check_model_files, without_remote_code
 from utils_text_tower import (
@@ -205,15 +205,36 @@ class Preprocess:
         return self.transform(image)
 
 
-def make_preprocess(transform: Any) -> Preprocess:
-    """Cut an evaluation transform that ends in to-tensor and normalise; keep any other whole."""
+@dataclass(frozen=True)
+class TargetPad:
+    """Pads images with zeros to a ratio of their sides, where it is as large or larger.
+
+    The longer side M stays; each end of the other is padded by int((M / ratio - side) / 2) pixels,
+    in the image's own mode: black, or transparent (SEARLE's preprocessing; CIReVL, CVSI).
+    """
+
+    ratio: float = 1.25
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        longer = max(image.size)
+        if longer / min(image.size) < self.ratio:
+            return image
+        across, down = (max(int((longer / self.ratio - side) / 2), 0) for side in image.size)
+        return ImageOps.expand(image, (across, down, across, down), fill=0)
+
+
+def make_preprocess(transform: Any, before: Sequence[Callable] = ()) -> Preprocess:
+    """Cut an evaluation transform that ends in to-tensor and normalise; keep any other whole.
+
+    before: what is done to an image first.
+    """
     from torchvision import transforms
 
     steps = list(getattr(transform, "transforms", ()))
     kinds = (transforms.ToTensor, transforms.Normalize)
     if len(steps) < 2 or not all(map(isinstance, steps[-2:], kinds)):
-        return Preprocess(transform)
-    pixels = transforms.Compose([*steps[:-2], transforms.PILToTensor()])
+        return Preprocess(transforms.Compose([*before, transform]) if before else transform)
+    pixels = transforms.Compose([*before, *steps[:-2], transforms.PILToTensor()])
     return Preprocess(pixels, tuple(steps[-1].mean), tuple(steps[-1].std))
 
 
@@ -496,15 +517,19 @@ def load_encoder(backbone: str, device: torch.device, precision: str = "fp32") -
 
     if precision not in PRECISIONS:
         raise UserError(f"--precision {precision}: choose among {', '.join(PRECISIONS)}")
-    spec = find_backbone(backbone)
-    model, transform, tokenizer = _load_model(backbone, spec)
+    base, is_padded = split_backbone(backbone)
+    spec = find_backbone(base)
+    model, transform, tokenizer = _load_model(base, spec)
     config = open_clip.get_model_config(spec.model)
     identity = _identify(spec, model, config, tokenizer)  # hashes the weights, still on the CPU
+    before = (TargetPad(),) if is_padded else ()
+    if is_padded:
+        identity |= {"preprocess": f"TargetPad {before[0].ratio}"}
     height, width = _as_pair(model.visual.image_size)
     return Encoder(
         model=model.eval().to(device=device, memory_format=torch.channels_last),
         tokenizer=tokenizer,
-        preprocess=make_preprocess(transform),
+        preprocess=make_preprocess(transform, before),
         identity=identity,
         device=device,
         precision=precision,

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from utils_features import Encoder
 
 BOX_COLUMNS = ("left", "upper", "right", "lower")
+NAMES_SHOWN = 5  # of missing images
 
 
 def read_dataset(
@@ -50,16 +51,19 @@ def read_dataset(
     limit: int | None,
     features: Path,
     pickles: bool = False,
-    skip_missing: bool = False,
+    missing: str | None = None,
+    skip_bad: bool = False,
 ) -> list[Work]:
     """Read what --dataset names. features: the backbone's folder of features.
 
     source: "folder" or "wds"; None, and no pickles: all that tasks bear that are not in i-CIR's
-    form. skip_missing: images may be missing. Raises UserError if anything else is missing or
-    malformed.
+    form. missing: "skip" leaves out the rows of images that are not there, "fail" does not, and
+    None does if skip_bad, as rows of images that cannot be read. Raises UserError if anything is
+    missing or malformed.
     """
     found = find_dataset(dataset, data_dir)
     if found.benchmark.labelled:
+        refuse_idle(["on_missing_image"] if missing else [], f"with --dataset {dataset}")
         words = read_context_words(corpora_dir)
         return [read_labelled(found, source or "folder", words, limit, features)]
     if source:
@@ -69,7 +73,7 @@ def read_dataset(
     task = found.read(found.root)
     if limit:
         task = first_rows(task, limit)
-    _check_images(found, task, skip_missing)
+    task = _with_images(found, task, missing or ("leave" if skip_bad else "fail"))
     words = read_context_words(corpora_dir)
     images = FileImages(
         functools.partial(found.benchmark.locate, found.root), task.gallery.own_mode
@@ -79,16 +83,23 @@ def read_dataset(
     return [gallery, work] if task.gallery.shared else [work]
 
 
-def _check_images(found: Found, task: Task, skip: bool) -> None:
-    """Raise UserError, before a long extraction begins, if images are missing: any, or all."""
-    missing = missing_images(found.benchmark, task, found.root)
+def _with_images(found: Found, task: Task, missing: str) -> Task:
+    """The task without the images that are not there ("skip"), or with all of them ("leave").
+
+    Raises UserError, naming the first of them, otherwise ("fail"), or if there are none at all.
+    """
+    lost = missing_images(found.benchmark, task, found.root)
     count = len({*task.gallery.path, *chain(*task.queries.images)})
-    if missing and (not skip or len(missing) == count):
-        raise UserError(
-            f"{found.root}: {len(missing)} of the {count} images of {found.name} are missing, the "
-            f"first is {missing[0]}; {found.benchmark.how_to_get}"
-            + ("" if len(missing) == count else "; or leave them out with --on_bad_image skip")
-        )
+    shown = ", ".join(lost[:NAMES_SHOWN]) + (", ..." if len(lost) > NAMES_SHOWN else "")
+    what = f"{found.root}: {len(lost)} of the {count} images of {found.name} are missing: {shown}"
+    if lost and (missing == "fail" or len(lost) == count):
+        advice = "" if len(lost) == count else "; or leave them out with --on_missing_image skip"
+        raise UserError(f"{what}; {found.benchmark.how_to_get}{advice}")
+    if not lost or missing == "leave":
+        return task
+    task = without_images(task, lost)
+    print(f"{what}; {task.notes[-1]}")
+    return task
 
 
 # ---------------------------------------------------------------------------------------------

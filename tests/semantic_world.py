@@ -130,3 +130,13 @@ def save_features(
         np.save(folder / f"{name}.npy", values.astype(np.float32))
     counts = {"query": len(task.queries), "database": len(task.gallery)}
     write_json(folder / "manifest.json", {"model": {"model": "golden"}, "counts": counts})
+
+
+def same_lists(ours: dict, theirs: dict, scores: np.ndarray, names: list[str]) -> None:
+    """Lists of images are equal up to places whose scores differ by less than 1e-6."""
+    assert ours.keys() == theirs.keys()
+    queries = [key for key in theirs if key not in ("version", "metric")]
+    for key, own in zip(queries, scores, strict=True):
+        values = dict(zip(names, own, strict=True))
+        for a, b in zip(map(str, ours[key]), map(str, theirs[key]), strict=True):
+            assert a == b or abs(values[a] - values[b]) < 1e-6, key

@@ -21,6 +21,7 @@ from tests.semantic_world import (
     golden_figures,
     needs_golden,
     read_golden,
+    same_lists,
     save_features,
 )
 from utils_task import Task
@@ -135,16 +136,6 @@ def candidate_rows(read: Task, task: str, query: int) -> list[int]:
         own = (r for r in pool if read.gallery.path[r] == path and (boxes[r] == box).all())
         rows.append(next(r for r in own if r not in rows))
     return rows
-
-
-def same_lists(ours: dict, theirs: dict, scores: np.ndarray, names: list[str]) -> None:
-    """Lists of images are equal up to places whose scores differ by less than 1e-6."""
-    assert ours.keys() == theirs.keys()
-    queries = [key for key in theirs if key not in ("version", "metric")]
-    for key, own in zip(queries, scores, strict=True):
-        values = dict(zip(names, own, strict=True))
-        for a, b in zip(map(str, ours[key]), map(str, theirs[key]), strict=True):
-            assert a == b or abs(values[a] - values[b]) < 1e-6, key
 
 
 @pytest.mark.parametrize("method", ["image", "text"])

@@ -278,7 +278,7 @@ def test_from_raw_images_to_a_table(place, small_clip):
 MISTAKES = {
     "shards": (("--icir_source", "wds"), "--icir_source has no effect with --dataset mine"),
     "pickles": (("--format", "pkl"), "--format pkl: the reference's files cannot hold shop"),
-    "no images": ((), "images of shop are missing, the first is g/0.png; "),
+    "no images": ((), "images of shop are missing: g/0.png, "),
     "no data set": ((), "no data set 'mine': neither mine nor mine is a folder"),
     "no form": ((), "mine is no data set: "),
     "not there": (("--dataset", "circo"), "published ones: circo, circo_test"),
