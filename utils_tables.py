@@ -61,8 +61,12 @@ def group_counts(task: Task) -> dict[str, str]:
     """
     taken = {column.name for column in (*task.columns, *task.means)}
     tags = dict.fromkeys(g.tag for column in task.columns for g in column.groups if g.tag)
-    counts = {f"{tag}s": str(len(_labels(task.queries.tags[tag]))) for tag in tags}
+    counts = {_plural(tag): str(len(_labels(task.queries.tags[tag]))) for tag in tags}
     return {name: count for name, count in counts.items() if name not in taken}
+
+
+def _plural(tag: str) -> str:
+    return f"{tag[:-1]}ies" if tag.endswith("y") else f"{tag}s"
 
 
 def _labels(tag: Sequence[str | tuple[str, ...]]) -> set[str]:
