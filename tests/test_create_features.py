@@ -37,7 +37,8 @@ from extraction.reference import native_path, reference_path
 from utils import UserError
 from utils_assets import load_mean, load_synthetic, mean_path, synthetic_path
 from utils_features import load_encoder
-from utils_storage import load_features, load_pickle
+from utils_pickles import load_pickle
+from utils_storage import load_features
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -17,7 +17,8 @@ from benchmarks.icir import task_of_labels
 from utils import UserError
 from utils_assets import check_same_model, load_corpus, load_mean, load_synthetic, mean_path
 from utils_blocks import Block, _copied_blocks, make_blocks, search_blocks
-from utils_storage import ArrayRows, MappedRows, load_features, load_pickle
+from utils_pickles import load_pickle
+from utils_storage import ArrayRows, MappedRows, load_features
 
 
 class Touch:
