@@ -21,7 +21,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,23 +43,43 @@ class UserError(Exception):
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Run a command's main on sys.argv.
 
-    A UserError, or what the system says of a file, becomes one line on stderr and status 2.
+    A UserError, or what the system says of a file or of memory, becomes one line on stderr and
+    status 2. Nothing is said where nobody reads on (a broken pipe): the status is 141, as a shell
+    gives it.
     """
     try:
         main(sys.argv[1:])
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started this
+            sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(error)
+    except BrokenPipeError:
+        # Python flushes standard output once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (ImportError, MemoryError) as error:  # a library that finds no room, or is not there
+        _end(" ".join(str(error).split()) or "no memory is left")
     except OSError as error:  # a folder that may not be written, a full disk
         if error.strerror is None:
             raise
         name = f"{error.filename}: " if error.filename else ""
-        print(f"error: {name}{error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"{name}{error.strerror}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _end(message: object) -> NoReturn:
+    print(f"error: {printable(str(message))}", file=sys.stderr)
+    sys.exit(2)
+
+
+def printable(text: str) -> str:
+    """A text with its control characters, and what is not UTF-8, escaped: what a console shows."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
 
 
 class Parser(argparse.ArgumentParser):
@@ -113,7 +133,10 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; it takes the final name only on success."""
+    """Give a temporary path beside `path` to write to; it takes the final name only on success.
+
+    An OSError that names no file (a full disk, a limit on sizes) is given the final name.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
@@ -123,6 +146,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

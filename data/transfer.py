@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import shutil
 import ssl
 import time
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from urllib.error import HTTPError
 
 from tqdm import tqdm
 
@@ -21,6 +23,7 @@ CHUNK_BYTES = 1 << 18
 TIMEOUT = 60.0  # seconds without a byte from the server
 TRIES = 5  # connections in a row that bring nothing, before giving up
 RETRY_WAIT = 1.0  # seconds before the second try; doubled for every further one
+LONGEST_WAIT = 300.0  # seconds that a server may ask for (Retry-After)
 NAMES_SHOWN = 5  # file names in one error message
 TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
 
@@ -71,7 +74,7 @@ def download(url: str, part: Path, missing: str | Path) -> None:
                 _receive(url, part, bar)
                 return
             except INTERRUPTIONS as error:
-                cause = _cause(url, error)
+                cause, asked = _cause(url, error), _seconds_asked(error)
                 gained = _size(part) > before
             received = received or gained
             failures = 0 if gained else failures + 1
@@ -79,7 +82,7 @@ def download(url: str, part: Path, missing: str | Path) -> None:
             if refused or failures >= TRIES:
                 raise Unreachable(missing, url, cause)
             if failures:
-                time.sleep(RETRY_WAIT * 2 ** (failures - 1))
+                time.sleep(max(asked, RETRY_WAIT * 2 ** (failures - 1)))
 
 
 def _receive(url: str, part: Path, bar: tqdm) -> None:
@@ -90,7 +93,7 @@ def _receive(url: str, part: Path, bar: tqdm) -> None:
         response = urllib.request.urlopen(
             urllib.request.Request(url, headers=headers), timeout=TIMEOUT
         )
-    except urllib.error.HTTPError as error:
+    except HTTPError as error:
         if error.code != 416 or not start:
             raise
         # Nothing lies beyond what we have: it is whole, or it is the rest of another file.
@@ -101,11 +104,12 @@ def _receive(url: str, part: Path, bar: tqdm) -> None:
     with response:
         resumed = response.status == 206
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            raise UserError(f"{url}: the server answered with another range than asked for")
+            part.unlink(missing_ok=True)
+            raise ConnectionError("another range than asked for came; starting again")
         start = start if resumed else 0
-        length = response.headers.get("Content-Length")
-        total = None if length is None else start + int(length)
-        require_space(part.parent, int(length or 0))
+        length = _content_length(response.headers)
+        total = None if length is None else start + length
+        require_space(part.parent, length or 0)
         bar.reset(total=total)
         bar.update(start)
         with open(part, "ab" if resumed else "wb") as file:
@@ -117,18 +121,30 @@ def _receive(url: str, part: Path, bar: tqdm) -> None:
         raise ConnectionError(f"cut after {_size(part)} of {total} bytes")
 
 
+def _content_length(headers: Mapping[str, str]) -> int | None:
+    """The bytes that a server announces, None if it announces none, or no number."""
+    length = headers.get("Content-Length") or ""
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+
+
+def _seconds_asked(error: Exception) -> float:
+    """How long the server asks to wait before the next try (Retry-After), within reason."""
+    asked = error.headers.get("Retry-After") if isinstance(error, HTTPError) else None
+    return min(float(asked), LONGEST_WAIT) if re.fullmatch("[0-9]{1,9}", asked or "") else 0.0
+
+
 def _cause(url: str, error: Exception) -> str:
     """Why a request failed, in words; a refusal that another try cannot change is raised."""
-    if isinstance(error, urllib.error.HTTPError):
+    if isinstance(error, HTTPError):
         error.close()
-        status = f"HTTP status {error.code} {error.reason}"
+        status = " ".join(f"HTTP status {error.code} {error.reason}".split())
         if error.code in TRANSIENT_STATUS:
             return status
         kind = NotFound if error.code == 404 else UserError
         raise kind(f"{url}: {status}; check the URL (--help names the flags that set it)")
     if isinstance(error, urllib.error.URLError):
         return f"no connection: {error.reason}"
-    return str(error) or type(error).__name__
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def url_name(url: str) -> str:
