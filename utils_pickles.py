@@ -50,7 +50,10 @@ def read_npy_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
     }.get(version)
     if read is None:
         raise ValueError(f"npy format {version} is not known")
-    shape, fortran, dtype = read(file)
+    try:
+        shape, fortran, dtype = read(file)
+    except Exception as error:  # a header is Python, and its parsers raise nearly anything
+        raise ValueError(one_line(error)) from None
     if any(isinstance(length, bool) or length < 0 for length in shape):
         raise ValueError(f"no array has the shape {shape}")
     return shape, fortran, dtype

@@ -79,6 +79,9 @@ def console_columns(task: Task) -> list[str]:
     return ["method", "variant", *means, "queries", *group_counts(task), "tied_queries", "seconds"]
 
 
+LEFT_BEHIND = (".mAP_table.csv.*.part", ".APs.*.part", ".top[0-9]*.part")  # by a killed run
+
+
 def write_results(
     folder: Path,
     evaluation: Evaluation,
@@ -89,14 +92,16 @@ def write_results(
     """Write a run's folder: a row of mAP_table.csv, APs.csv and .json, top{K}.csv if K is not 0.
 
     The task's breakdowns are written as matrices beside them. submissions: file name -> text, of
-    files for evaluation servers. What an earlier run left of rankings is removed. One process
+    files for evaluation servers. What an earlier run left of rankings, or half-written when it was
+    killed, is removed. One process
     writes at a time. Raises UserError, with nothing changed, if its table cannot be read.
     """
     with locked(folder):
         earlier = read_results(folder / "mAP_table.csv")
         write_values(folder, query_values(evaluation.task, evaluation.values))
-        for path in folder.glob("top[0-9]*.csv"):
-            path.unlink()
+        for pattern in ("top[0-9]*.csv", *LEFT_BEHIND):
+            for path in folder.glob(pattern):
+                path.unlink()
         shutil.rmtree(folder / "report", ignore_errors=True)
         if top_k:
             write_csv(folder / f"top{top_k}.csv", *_top_rows(evaluation, top_k))

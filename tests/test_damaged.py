@@ -172,3 +172,15 @@ def test_top_k_ends_with_the_largest_gallery(native, capsys):
     (table,) = (native / "results").rglob("top*.csv")
     assert table.name == f"top{largest}.csv"
     assert len(table.read_text().splitlines()[0].split(",")) < 10 + 3 * largest
+
+
+def test_what_a_killed_run_left_is_removed(native):
+    """By the next one into the same folder."""
+    flags = [*world_arguments(native), "--method", "text"]
+    run_retrieval.main(flags)
+    (table,) = (native / "results").rglob("text*/mAP_table.csv")
+    left = table.with_name(".mAP_table.csv.0123abcd.part")
+    left.write_text("half")
+    run_retrieval.main(flags)
+    assert not left.exists()
+    assert table.exists()
