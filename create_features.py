@@ -15,11 +15,12 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import list_benchmarks
+from extraction.flags import KINDS, Flag, list_flags
 from methods import list_inputs
 from utils import (
     Parser,
@@ -29,54 +30,12 @@ from utils import (
     require_writable,
     run_command,
 )
-from utils_backbones import (
-    PRECISIONS,
-    PREPROCESSES,
-    Places,
-    backbone_entry,
-    backbone_folder,
-    name_backbone,
-)
+from utils_backbones import Places, backbone_entry, backbone_folder, name_backbone
 from utils_inputs import AskedTexts, Options
 
 if TYPE_CHECKING:
     from extraction.encoding import Clock
     from extraction.job import Job, Work
-
-# What --dataset stands for; any other value is a data set, by name or path.
-KINDS = ("corpus", "mean", "synthetic")
-
-# Where each flag has an effect: on which kinds of --dataset, and on --from_pkl.
-ALL = ("dataset", "corpus", "mean", "synthetic")
-EFFECTS = {
-    "dataset": (*ALL, "from_pkl"),
-    "backbone": (*ALL, "from_pkl"),
-    "preprocess": ALL,
-    "icir_source": ("dataset",),
-    "batch": ALL,
-    "part_rows": ALL,
-    "gpu": ALL,
-    "workers": ("dataset", "mean", "synthetic"),
-    "precision": ALL,
-    "save_dtype": ("dataset",),
-    "format": ("dataset", "corpus"),
-    "from_pkl": ("from_pkl",),
-    "limit": ("dataset",),
-    "overwrite": (*ALL, "from_pkl"),
-    "on_bad_image": ("dataset", "mean", "synthetic"),
-    "on_missing_image": ("dataset",),
-    "images": ("mean", "synthetic"),
-    "captions": ("synthetic", "inputs"),
-    "inputs": ("dataset",),
-    "phi": ("inputs",),
-    "prompt": ("inputs",),
-    "data_dir": ("dataset", "mean"),
-    "features_dir": ("dataset", "corpus", "from_pkl"),
-    "corpora_dir": ("dataset", "corpus"),
-    "path_to_synthetic_data": ("synthetic",),
-    "rank_timeout": ALL,
-    "worker_timeout": ("dataset", "mean", "synthetic"),
-}
 
 # What inputs may be told, and what is given for it.
 OPTIONS = {"phi": "FILE", "captions": "DIR", "prompt": "TEXT"}
@@ -88,175 +47,13 @@ OPTIONS = {"phi": "FILE", "captions": "DIR", "prompt": "TEXT"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser. A flag that was not given has the value None, see DEFAULTS."""
+    """The parser. A flag that was not given has the value None."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_argument_group("what to encode")
-    add_flag(
-        what,
-        "dataset",
-        help=f"{', '.join(list_benchmarks())}; a folder of your own; corpus: every text corpus; "
-        "mean: the mean of --images; synthetic: normalisation features of --images and --captions",
-    )
-    add_flag(
-        what,
-        "icir_source",
-        choices=("folder", "wds"),
-        help="images from folders or from tar shards (default: folder)",
-    )
-    add_flag(what, "backbone", help="clip, siglip, tiny or any open_clip model (default: clip)")
-    add_flag(
-        what,
-        "preprocess",
-        choices=PREPROCESSES,
-        help="the model's own, or TargetPad before it: images wider or taller than 1.25 are padded "
-        "with zeros to that ratio (SEARLE, CIReVL, CVSI); its features are those of another "
-        "backbone, BACKBONE+targetpad (default: model)",
-    )
-    add_flag(what, "list_backbones", action="store_true", help="print the backbones and stop")
-    add_flag(
-        what,
-        "limit",
-        type=positive,
-        metavar="N",
-        help="only the first N rows of each split, as the data set NAME_firstN",
-    )
-    add_flag(what, "images", type=Path, help="mean, synthetic: a folder tree, or tar shards")
-    add_flag(
-        what,
-        "captions",
-        type=Path,
-        help="synthetic: a CSV of rows image_path,caption, paths relative to --images; inputs: the "
-        "folder of caption files",
-    )
-    add_flag(
-        what,
-        "from_pkl",
-        type=Path,
-        metavar="DIR",
-        help="turn the reference's feature files under DIR into native ones; encodes nothing",
-    )
-    _add_inputs(parser.add_argument_group("what further methods read"))
-    _add_how(parser.add_argument_group("how"))
-    where = parser.add_argument_group("where things are")
-    for name, text in {
-        "data_dir": "data sets and image means (default: data)",
-        "features_dir": "where features go (default: features)",
-        "corpora_dir": "text corpora, one column, no header (default: the backbone's, corpora)",
-        "path_to_synthetic_data": "where normalisation features go (default: the backbone's)",
-    }.items():
-        add_flag(where, name, type=Path, metavar="DIR", help=text)
+    for title, flags in list_flags().items():
+        group = parser.add_argument_group(title)
+        for name, flag in flags.items():
+            add_flag(group, name, help=flag.text, default=None, **flag.options)
     return parser
-
-
-def _add_inputs(group: argparse._ArgumentGroup) -> None:
-    add_flag(
-        group,
-        "inputs",
-        choices=sorted(list_inputs()),
-        help="features that a method reads beside those of images and texts, which are made before "
-        "if they are not there",
-    )
-    add_flag(group, "phi", type=Path, metavar="FILE", help="checkpoint of an image-to-word network")
-    add_flag(
-        group, "prompt", metavar="TEXT", help="in place of the published one, e.g. 'a $ {caption}'"
-    )
-
-
-def _add_how(group: argparse._ArgumentGroup) -> None:
-    for name, text in {
-        "batch": "images or texts encoded at once (default: 512)",
-        "part_rows": "images or texts between two savings of progress; of shards, it is a batch "
-        "(default: 4096)",
-    }.items():
-        add_flag(group, name, type=positive, metavar="N", help=text)
-    add_flag(group, "gpu", type=int, help="CUDA device, -1 for the CPU (default: 0)")
-    add_flag(
-        group,
-        "workers",
-        type=not_negative,
-        metavar="N",
-        help="processes that read and decode images (default: as many as there are cores)",
-    )
-    add_flag(group, "precision", choices=tuple(PRECISIONS), help="arithmetic (default: fp32)")
-    add_flag(
-        group,
-        "save_dtype",
-        choices=("float32", "float16"),
-        help="type of the database features on disk (default: float32)",
-    )
-    add_flag(
-        group,
-        "format",
-        choices=("npy", "pkl"),
-        help="pkl: write the reference's pickles beside the native files (default: npy)",
-    )
-    add_flag(
-        group,
-        "on_bad_image",
-        choices=("fail", "skip"),
-        help="stop at an image that cannot be read, or leave its rows out (default: fail)",
-    )
-    add_flag(
-        group,
-        "on_missing_image",
-        choices=("fail", "skip"),
-        help="published data sets: stop, before anything is encoded, if image files are missing, "
-        "or leave out their rows, which tables then say (default: fail, but with --on_bad_image "
-        "skip)",
-    )
-    add_flag(
-        group,
-        "overwrite",
-        action="store_true",
-        default=None,
-        help="start afresh, every time it is given: leave it to continue",
-    )
-    add_flag(
-        group,
-        "rank_timeout",
-        type=positive,
-        metavar="S",
-        help="seconds of silence after which another rank counts as dead (default: 60; at the "
-        "start, while models are loaded, five times as long)",
-    )
-    add_flag(
-        group,
-        "worker_timeout",
-        type=positive,
-        metavar="S",
-        help="seconds without an image after which the workers count as stuck (default: 600)",
-    )
-
-
-DEFAULTS = {
-    "backbone": "clip",
-    "batch": 512,
-    "part_rows": 4096,
-    "gpu": 0,
-    "precision": "fp32",
-    "save_dtype": "float32",
-    "format": "npy",
-    "on_bad_image": "fail",
-    "overwrite": False,
-    "rank_timeout": 60,
-    "worker_timeout": 600,
-    "data_dir": Path("data"),
-    "features_dir": Path("features"),
-}
-
-
-def positive(text: str) -> int:
-    """An integer of at least 1, for argparse."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return int(text)
-
-
-def not_negative(text: str) -> int:
-    """An integer of at least 0, for argparse."""
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return int(text)
 
 
 def _count_cores() -> int:
@@ -272,32 +69,34 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     args = build_parser().parse_args(argv)
     if args.list_backbones:
         return args
+    flags = {name: flag for group in list_flags().values() for name, flag in group.items()}
     if not args.dataset:
         raise UserError("--dataset is missing: icir, tiny, corpus, mean, synthetic or a folder")
     args.kind = args.dataset if args.dataset in KINDS else "dataset"
-    _check_effects(args)
+    _check_effects(args, flags)
     if args.format == "pkl" and args.save_dtype == "float16":
         raise UserError("--save_dtype float16: the reference's format (--format pkl) is float32")
     if args.kind in ("mean", "synthetic") and args.images is None:
         raise UserError(f"--dataset {args.kind} needs --images PATH, a folder tree or tar shards")
     if args.kind == "synthetic" and args.captions is None:
         raise UserError("--dataset synthetic needs --captions FILE, rows image_path,caption")
-    for name, value in DEFAULTS.items():
+    for name, flag in flags.items():
         if getattr(args, name) is None:
-            setattr(args, name, value)
+            setattr(args, name, flag.default)
     args.backbone = name_backbone(args.backbone, args.preprocess)
     args.corpora_dir = args.corpora_dir or Path(backbone_entry(args.backbone).corpora_dir)
     return args
 
 
-def _check_effects(args: argparse.Namespace) -> None:
-    mode = "from_pkl" if args.from_pkl else args.kind
-    if mode == "from_pkl" and args.kind not in EFFECTS["format"]:
-        refuse_idle(["from_pkl"], f"with --dataset {args.kind}")
-    with_what = "--from_pkl" if mode == "from_pkl" else f"--dataset {args.dataset}"
-    modes = {mode, "inputs"} if args.inputs and mode == "dataset" else {mode}
-    given = [name for name in EFFECTS if getattr(args, name) is not None]
-    refuse_idle((name for name in given if not modes & {*EFFECTS[name]}), f"with {with_what}")
+def _check_effects(args: argparse.Namespace, flags: Mapping[str, Flag]) -> None:
+    modes, where = {args.kind}, f"with --dataset {args.dataset}"
+    if args.from_pkl:
+        refuse_idle(["from_pkl"] if args.kind not in flags["format"].kinds else (), where)
+        modes, where = {"from_pkl"}, "with --from_pkl"
+    elif args.inputs:
+        modes |= {"inputs"} if args.kind == "dataset" else set()
+    given = [name for name in flags if getattr(args, name) is not None]
+    refuse_idle((name for name in given if modes.isdisjoint(flags[name].kinds)), where)
     if args.inputs:
         _check_options(args)
 
@@ -322,7 +121,7 @@ def main(argv: list[str]) -> None:
 
         print("\n".join(list_backbones()))
         return
-    if args.kind in EFFECTS["features_dir"]:
+    if args.kind in ("dataset", "corpus"):
         require_writable(args.features_dir, "--features_dir")
     convert(args) if args.from_pkl else extract(args)
 

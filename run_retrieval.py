@@ -18,6 +18,7 @@ from utils import (
     UserError,
     add_flag,
     last_part,
+    refuse_idle,
     require_writable,
     run_command,
 )
@@ -310,10 +311,8 @@ def _check_alone(argv: list[str], flag: str, *read: str) -> None:
     Also for one that restates a default.
     """
     given = {word.partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
-    others = sorted(given - {name.replace("-", "_") for name in (flag, *read)})
-    if others:
-        name = others[0].replace("__", "--", 1)
-        raise UserError(f"{name} has no effect with {flag}: leave it")
+    others = given - {name.replace("-", "_") for name in (flag, *read)}
+    refuse_idle(sorted(name.removeprefix("__") for name in others), f"with {flag}")
 
 
 def _print_table(results: Path) -> None:

@@ -47,7 +47,7 @@ from data.transfer import (
     require_digest,
     write_record,
 )
-from utils import Parser, UserError, add_flag, git_blob_id, read_json, run_command
+from utils import Parser, UserError, add_flag, git_blob_id, read_json, refuse_idle, run_command
 
 COMMIT = "463cc1d4881854f9667977b6dab0e775902ea760"  # of the reference repository
 ASSETS_URL = f"https://raw.githubusercontent.com/billpsomas/icir/{COMMIT}"
@@ -307,13 +307,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def _refuse_idle_flags(args: argparse.Namespace) -> None:
-    for flag, (targets, source) in FLAG_USES.items():
-        if not getattr(args, flag):
-            continue
+    given = {flag: uses for flag, uses in FLAG_USES.items() if getattr(args, flag)}
+    for flag, (targets, source) in given.items():
         if not set(targets) & set(args.targets):
-            raise UserError(f"--{flag} has no effect on {args.target}; leave it out")
+            refuse_idle([flag], f"on {args.target}")
         if source not in (None, args.source or "hf"):
-            raise UserError(f"--{flag} has no effect without --source {source}")
+            refuse_idle([flag], f"without --source {source}")
 
 
 def place_assets(args: argparse.Namespace) -> dict[Path, Asset]:
