@@ -11,7 +11,9 @@ together from the parts, and the manifest is written last.
     PARTS/STAGE/UNIT.npz               a finished unit; before it, for shards, UNIT+BATCH.npz
     PARTS/ranks/RANK.json              signs of life of the ranks
 
-    dataset.py, assets.py              what a command makes: its stages, its finished files
+    flags.py                           the flags of create_features.py
+    dataset.py, labelled.py, assets.py     what a command makes: its stages, its finished files
+    inputs.py, asked.py, words.py      what methods read beside; words that contextualise texts
     job.py                             a job's run: parts, ranks, an end
     stage.py, encoding.py              the three kinds of stage; batches through the model
     reading.py, parts.py, ranks.py     images off the disk; parts on the disk; other processes
