@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import Parser, UserError, add_flag, require_writable, run_command
+from utils import Parser, UserError, add_flag, positive, require_writable, run_command
 
 if TYPE_CHECKING:
     from captioning.source import Reader
@@ -180,13 +180,6 @@ def _choice(group: argparse._ArgumentGroup, name: str, choices: tuple, text: str
 def _switch(group: argparse._ActionsContainer, name: str, text: str) -> None:
     shown = f"{text} (default: {'on' if DEFAULTS[name] else 'off'})"
     add_flag(group, name, action=argparse.BooleanOptionalAction, default=None, help=shown)
-
-
-def positive(text: str) -> int:
-    """An integer of at least 1, for argparse."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return int(text)
 
 
 def above_zero(text: str) -> float:

@@ -96,6 +96,20 @@ def add_flag(parser: argparse._ActionsContainer, name: str, **options) -> None:
     parser.add_argument(*spellings, dest=name, **options)
 
 
+def positive(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """An integer of at least 0, for argparse."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return int(text)
+
+
 def refuse_idle(idle: Iterable[str], where: str) -> None:
     """Raise UserError for the first of these flags: they were given and would change nothing.
 

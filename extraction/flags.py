@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import list_benchmarks
 from methods import list_inputs
+from utils import not_negative, positive
 from utils_backbones import PRECISIONS, PREPROCESSES
 
 # What --dataset stands for; any other value is a data set, by name or path.
@@ -32,20 +32,6 @@ class Flag:
 def flag(text: str, kinds: str, default: object = None, **options) -> Flag:
     """A flag that has an effect on some kinds, blanks between their names."""
     return Flag(text, tuple(kinds.split()), default, options)
-
-
-def positive(text: str) -> int:
-    """An integer of at least 1, for argparse."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return int(text)
-
-
-def not_negative(text: str) -> int:
-    """An integer of at least 0, for argparse."""
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return int(text)
 
 
 IMAGES = "dataset mean synthetic"
