@@ -84,8 +84,13 @@ def add_measures(task: Task, names: Sequence[str]) -> Task:
     """The task with a column for each further measure, in its main view.
 
     names: as utils_metrics has them; mAP and mAP@k stand for AP-S. Raises UserError for an unknown
-    one, and for a column that is there already.
+    one, for a column that is there already, and where the ground truth is hidden.
     """
+    if task.views[task.main_view].positives is None:
+        raise UserError(
+            f"--metrics {names[0]}: the ground truth of {task.name} is hidden; leave it, and send "
+            "the run's files to the evaluation server"
+        )
     columns = list(task.columns)
     for name in names:
         kind, at, cut = name.partition("@")

@@ -125,8 +125,10 @@ def _matrix(evaluation: Evaluation, table: Breakdown) -> tuple[list[str], Iterab
 def _top_rows(evaluation: Evaluation, k: int) -> tuple[list[str], Iterable[list]]:
     """The K best paths, whether they match, their scores; P@K = hits / K, R@K = hits / positives.
 
-    A query with no positive has R@K 0; places past the end of a small gallery stay empty.
+    A query with no positive has R@K 0; places past the end of a small gallery stay empty, and all
+    that says what matches where the ground truth is hidden.
     """
+    hidden = evaluation.task.views[evaluation.task.main_view].positives is None
     labels, paths = evaluation.task.queries.labels(), evaluation.task.gallery.path
     numbers, cell = range(1, k + 1), ("path", "match", "score")
     columns = [f"{name}_{number}" for number in numbers for name in cell]
@@ -140,10 +142,15 @@ def _top_rows(evaluation: Evaluation, k: int) -> tuple[list[str], Iterable[list]
             cells = [
                 cell
                 for row, match, score in zip(top, matches, scores, strict=True)
-                for cell in ((paths[row], int(match), repr(score)) if row >= 0 else ("", "", ""))
+                for cell in (
+                    (paths[row], "" if hidden else int(match), repr(score))
+                    if row >= 0
+                    else ("", "", "")
+                )
             ]
             cells += [""] * (3 * (k - len(top)))
-            yield [*label, repr(hits / k), repr(hits / max(1, len(positives))), *cells]
+            shares = (hits / k, hits / max(1, len(positives)))
+            yield [*label, *("" if hidden else repr(share) for share in shares), *cells]
 
     return [*labels, f"P@{k}", f"R@{k}", *columns], rows()
 

@@ -24,6 +24,7 @@ from tests.semantic_world import (
     same_lists,
     save_features,
 )
+from utils import UserError
 from utils_task import Task
 
 pytestmark = needs_golden
@@ -150,6 +151,11 @@ def test_submission_files(tmp_path, capsys, dataset, files, method):
     world = save_whole(tmp_path, dataset, [dataset])
     [row] = run(world, dataset, "--method", method, "--top_k", "3")
     assert "R@1" not in row
+    [top] = (world / "results" / dataset).glob("*/top3.csv")
+    with open(top, newline="") as file:
+        for ranked in csv.DictReader(file):
+            assert ranked["path_1"]
+            assert ranked["P@3"] == ranked["R@3"] == ranked["match_1"] == ""
     arrays = golden_arrays(dataset)
     names = arrays["gallery_names"].tolist()
     for file, metric in files.items():
@@ -165,6 +171,16 @@ def test_submission_files(tmp_path, capsys, dataset, files, method):
         flags = ("--dataset", dataset, "--data_dir", str(GOLDEN), "--check_submission", str(path))
         run_retrieval.main([*flags])
         assert f"{path}: right for {dataset}, {file}: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags", [("--sweep", "fusion_weight=0:1:0.5", "--method", "sum"), ("--metrics", "Hit@5")]
+)
+def test_hidden_ground_truth_gives_no_figures(tmp_path, flags):
+    world = save_whole(tmp_path, "circo_test", ["circo_test"])
+    with pytest.raises(UserError, match="ground truth of circo_test is hidden"):
+        run(world, "circo_test", *(flags if "--sweep" in flags else ("--method", "text", *flags)))
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_submission_of_a_split_with_ground_truth_is_scored(tmp_path, capsys):
