@@ -137,6 +137,9 @@ def extract(args: argparse.Namespace) -> None:
     from extraction.job import make_features
     from extraction.ranks import find_ranks
 
+    ranks = find_ranks(os.environ)
+    if args.inputs and ranks.world > 1:
+        raise UserError(f"--inputs {args.inputs} is the work of one process: leave torchrun")
     works = WORKS[args.kind](args)  # user errors first: loading a model takes seconds
     settings = Settings(
         backbone=args.backbone,
@@ -154,7 +157,7 @@ def extract(args: argparse.Namespace) -> None:
     for job, clock in make_features(works, base, args.gpu):
         if clock:
             print_summary(job, clock)
-    if args.format == "pkl" and find_ranks(os.environ).rank == 0:
+    if args.format == "pkl" and ranks.rank == 0:
         print("the reference's files:", *(path for work in works for path in work.export()))
     if args.inputs:
         for job, clock in make_features([_input(args, works[-1])], settings, args.gpu):

@@ -345,7 +345,7 @@ class FakeEncoder:
         self.preprocess = Preprocess(ToTensor())
         self.limit = limit
 
-    def encode_images(self, batch: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, batch: torch.Tensor, half_pixels: bool = False) -> torch.Tensor:
         means = batch.mean(dim=(2, 3))
         return torch.where(means.sum(1, keepdim=True) > 3 * self.limit - 0.1, torch.nan, means)
 
@@ -468,7 +468,7 @@ def test_each_image_is_encoded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(
         FakeEncoder,
         "encode_images",
-        lambda self, batch: (seen.append(len(batch)), encode(self, batch))[1],
+        lambda self, batch, *half: (seen.append(len(batch)), encode(self, batch))[1],
     )
     target = tmp_path / "all.npy"
     job = make_job(tmp_path / "parts", paths, 2)

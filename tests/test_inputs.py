@@ -308,3 +308,10 @@ def test_texts_of_freedom_are_kept_beforehand(world, small_clip, capsys):
     assert "every text is there already" in capsys.readouterr().out
     with pytest.raises(UserError, match="--overwrite has no effect with --inputs freedom"):
         create_features.main([*again, "--overwrite"])
+
+
+def test_several_processes_are_refused(world, small_clip, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="--inputs searle is the work of one process"):
+        extract(small_clip, "several", *SEARLE)
