@@ -105,11 +105,17 @@ def write_results(
         shutil.rmtree(folder / "report", ignore_errors=True)
         if top_k:
             write_csv(folder / f"top{top_k}.csv", *_top_rows(evaluation, top_k))
-        for table in evaluation.task.breakdowns:
+        for table in _measured_breakdowns(evaluation):
             write_csv(folder / table.file, *_matrix(evaluation, table))
         for name, text in (submissions or {}).items():
             write_text(folder / name, text)
         write_rows(folder / "mAP_table.csv", [*earlier, row])
+
+
+def _measured_breakdowns(evaluation: Evaluation) -> list[Breakdown]:
+    """The task's breakdowns of columns whose measure there is."""
+    measured = {c.name for c in evaluation.task.columns if (c.measure, c.view) in evaluation.values}
+    return [table for table in evaluation.task.breakdowns if table.column in measured]
 
 
 def _matrix(evaluation: Evaluation, table: Breakdown) -> tuple[list[str], Iterable[list[str]]]:

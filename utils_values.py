@@ -88,13 +88,20 @@ class QueryValues:
 
 
 def query_values(task: Task, values: Mapping[tuple[str, str], np.ndarray]) -> QueryValues:
-    """The values of a run on a task's queries; values: (measure, view) -> float64 (Q,)."""
+    """The values of a run on a task's queries.
+
+    values: (measure, view) -> float64 (Q,); columns whose measure is not there are left out, and
+    the means of them.
+    """
     headers = {pair: measure_header(task, *pair) for pair in values}
     columns = [
         Average(column.name, headers[column.measure, column.view], tuple(column.groups))
         for column in task.columns
+        if (column.measure, column.view) in headers
     ]
-    averages = (*columns, *(Average(mean.name, None, of=tuple(mean.of)) for mean in task.means))
+    names = {column.name for column in columns}
+    means = [Average(m.name, None, of=tuple(m.of)) for m in task.means if names.issuperset(m.of)]
+    averages = (*columns, *means)
     grouping = {group.tag for average in averages for group in average.groups} - {None}
     labels = task.queries.labels()
     first = [images[0] for images in task.queries.images]
