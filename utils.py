@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 CHUNK_BYTES = 1 << 20
@@ -372,20 +371,3 @@ def select_device(gpu: int) -> torch.device:
 # ---------------------------------------------------------------------------------------------
 
 TIE_RULES = ("row", "best", "worst")  # of --ties; see utils_metrics.positive_ranks
-MEANS = ("mAP", "mmAP", "minmAP")
-
-
-def summarise(ap: np.ndarray, instance: np.ndarray) -> dict[str, float]:
-    """mAP over queries, mmAP and minmAP over instances, in percent.
-
-    ap: float64 (Q,); instance: (Q,) the instance of each query. mmAP is the mean over instances of
-    the instance's mean AP, minmAP of its lowest AP.
-    """
-    import numpy as np
-
-    _, group = np.unique(instance, return_inverse=True)
-    means = np.bincount(group, ap) / np.bincount(group)
-    lowest = np.full(len(means), np.inf)
-    np.minimum.at(lowest, group, ap)
-    values = (ap.mean(), means.mean(), lowest.mean())
-    return {name: 100 * float(value) for name, value in zip(MEANS, values, strict=True)}
