@@ -113,8 +113,12 @@ class Plan:
     def ready(self, features: Features, places: Places) -> tuple[Plan, Features]:
         """The plan and the features once these are read: of all, those without their inputs go.
 
-        Raises UserError if there is nothing to compare points by: hidden ground truth.
+        Raises UserError for a method without its inputs, and if there is nothing to compare points
+        by: hidden ground truth.
         """
+        for run in self.runs:
+            if run.method.inputs and (lost := _missing_input(features, run)):
+                raise UserError(f"--method {run.method.name}: {lost}")
         if self.compares and not features.task.columns:
             raise UserError(
                 f"the ground truth of {features.task.name} is hidden: points cannot be compared; "
@@ -208,7 +212,15 @@ def _missing_input(features: Features, run: Run) -> str | None:
     for name in run.method.gallery_reads:
         if name not in features.database_files:
             lost.append(f"database_{name}.npy")
-    return f"no {', '.join(lost)} in {features.folder}" if lost else None
+    if not lost:
+        return None
+    made = [
+        f"--inputs {name}" + "".join(f" --{need} ..." for need in source.needs)
+        for name, source in run.method.inputs.items()
+    ]
+    command = f"create_features.py --dataset {features.dataset} --backbone {features.backbone}"
+    how = f"; make it with python3 {command} {' '.join(made)}" if made else ""
+    return f"no {', '.join(lost)} in {features.folder}{how}"
 
 
 def write_runs(

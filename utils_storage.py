@@ -222,15 +222,12 @@ class Features:
             )
         if name in QUERY_WORDS:
             return f"{self.folder} has no {QUERY_WORDS[name]} features of the queries: {command}"
-        return f"{self.folder} has no query_{name}.npy: make it with {command} --inputs {name}"
+        return f"{self.folder} has no query_{name}.npy"
 
     def database(self, name: str) -> MappedRows | ArrayRows:
         """The database features of that name. Raises UserError if there are none."""
         if name not in self.database_files:
-            raise UserError(
-                f"{self.folder} has no database_{name}.npy: make it with python3 "
-                f"create_features.py --dataset {self.dataset} --backbone {self.backbone} --inputs"
-            )
+            raise UserError(f"{self.folder} has no database_{name}.npy")
         file = self.database_files[name]
         self._check_input(f"database_{name}", file, len(self.task.gallery))
         return file

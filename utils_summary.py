@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,59 +45,76 @@ def read_published(path: Path = PUBLISHED) -> list[Figure]:
 
 
 def read_latest(folder: Path) -> list[Figure]:
-    """The last run of every variant below a results folder, by its table's first column.
+    """The figures of the last run of every variant below a results folder.
 
-    Tables of sweeps, of ablations and of all methods hold runs that have folders of their own, or
-    none: they are passed over. Raises UserError if there is no result, or a table is unreadable.
+    A run whose ground truth is hidden has one without column and value. Tables of sweeps, of
+    ablations and of all methods hold runs that have folders of their own, or none: they are passed
+    over. Raises UserError if there is no result, or a table is unreadable.
     """
     found = []
     for path in sorted(folder.glob("*/*/mAP_table.csv")):
         last = next(reversed(read_results(path)), {})
         if last.get("variant") != path.parent.name:
             continue
-        column = _name_after(list(last), "variant")
         suffix = backbone_suffix(last["backbone"])
-        variant = last["variant"].removesuffix(suffix)
-        found.append(Figure(variant, last["dataset"], last["backbone"], column, last[column]))
+        run = (last["variant"].removesuffix(suffix), last["dataset"], last["backbone"])
+        figures = [Figure(*run, name, last[name]) for name in _columns_of(last) if last[name]]
+        found += figures or [Figure(*run, "", "")]
     if not found:
         raise UserError(f"no results in {folder}; run a method first, or name its --results_dir")
     return found
 
 
-def _name_after(names: list[str], name: str) -> str:
-    return names[names.index(name) + 1]
+def _columns_of(row: dict[str, str]) -> list[str]:
+    """The columns of a task in a row of its table, which may be none: hidden ground truth."""
+    names = list(row)[list(row).index("variant") + 1 :]
+    return list(itertools.takewhile(lambda name: name != "queries", names))
 
 
 def tabulate(ours: Sequence[Figure], published: Sequence[Figure]) -> Table:
-    """A row a variant and backbone; of each data set ours, the published figure, the difference.
+    """A row a variant and backbone; of each column ours, the published figure, the difference.
 
     Results that another system brought (external_NAME) stand beside those published of NAME. Data
     sets and variants come in the order of the published figures, then by name.
     """
-    columns = dict(sorted((f.dataset, f.column) for f in ours))
-    datasets = _ordered(columns, (p.dataset for p in published))
     runs = sorted({(f.variant, f.backbone) for f in ours})
     runs = _ordered(runs, [(p.variant, p.backbone) for p in published])
+    columns = _columns_shown(ours, published, runs)
     reference = {(p.variant, p.backbone, p.dataset, p.column): p.value for p in published}
-    value = {(f.variant, f.backbone, f.dataset): f.value for f in ours}
+    value = {(f.variant, f.backbone, f.dataset, f.column): f.value for f in ours}
     header = ["method"]
-    for name in datasets:
-        header += [f"{name} {columns[name]}", f"{name} published", f"{name} difference"]
+    for name, column in columns:
+        header += [f"{name} {column}", f"{name} {column} published", f"{name} {column} difference"]
     rows = [
         [
             f"{variant}{backbone_suffix(backbone)}",
             *(
                 cell
-                for name in datasets
+                for at in columns
                 for cell in _cells(
-                    value.get((variant, backbone, name)),
-                    reference.get((system_of(variant), backbone, name, columns[name])),
+                    value.get((variant, backbone, *at)),
+                    reference.get((system_of(variant), backbone, *at)),
                 )
             ),
         ]
         for variant, backbone in runs
     ]
     return Table(header, rows)
+
+
+def _columns_shown(
+    ours: Sequence[Figure], published: Sequence[Figure], runs: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """Data sets and columns: each one's first, and those in which a run has published figures."""
+    columns: dict[str, dict[str, None]] = {}
+    for figure in ours:
+        columns.setdefault(figure.dataset, {figure.column: None} if figure.column else {})
+    systems = {(system_of(variant), backbone) for variant, backbone in runs}
+    for figure in published:
+        if figure.dataset in columns and (figure.variant, figure.backbone) in systems:
+            columns[figure.dataset].setdefault(figure.column)
+    datasets = _ordered(sorted(columns), (p.dataset for p in published))
+    return [(name, column) for name in datasets for column in columns[name]]
 
 
 def system_of(variant: str) -> str:

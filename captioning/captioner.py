@@ -65,23 +65,46 @@ class Captioner:
     def caption(
         self, images: Sequence[Image.Image], sampling: Sampling, number: int
     ) -> list[tuple[str, ...]]:
-        """The captions of RGB images; number: of the batch, which with the seed decides."""
+        """The captions of RGB images; number: of the batch, which with the seed decides.
+
+        Raises UserError if the model does not describe images as it is asked, with its reason.
+        """
+        import torch
+
+        try:
+            texts = self._generate(images, sampling, number)
+        except UserError:
+            raise
+        except torch.OutOfMemoryError as error:
+            cause = str(error).partition("\n")[0]
+            raise UserError(f"{cause}: describe the images with a smaller --batch") from error
+        except Exception as error:  # each family of models has its own
+            cause = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"--captioner: the model cannot describe images as it is asked ({cause}); it may "
+                "need words of its own, such as a token for the image, in --captioner_prompt"
+            ) from error
+        starts = range(0, len(texts), sampling.count)
+        return [tuple(texts[start : start + sampling.count]) for start in starts]
+
+    def _generate(
+        self, images: Sequence[Image.Image], sampling: Sampling, number: int
+    ) -> list[str]:
+        """What is generated, without what the model was told, one image's captions together."""
         import torch
 
         inputs = self._prepare(images, sampling.prompt)
         torch.manual_seed((sampling.seed << 32) + number)
         with torch.inference_mode():
             found = self.model.generate(**inputs, **sampling.options())
-        told = inputs.get("input_ids")
+        told, repeated = inputs.get("input_ids"), sampling.prompt
         if told is not None and not self.model.config.is_encoder_decoder:
             told = told.repeat_interleave(sampling.count, 0)
             length = told.shape[1]
             if found.shape[1] >= length and bool((found[:, :length] == told).all()):
-                found = found[:, length:]
+                found, repeated = found[:, length:], None
         texts = self.texts.batch_decode(found, skip_special_tokens=True)
-        texts = [_without_prompt(" ".join(text.split()), sampling.prompt) for text in texts]
-        starts = range(0, len(texts), sampling.count)
-        return [tuple(texts[start : start + sampling.count]) for start in starts]
+        return [_without_prompt(" ".join(text.split()), repeated) for text in texts]
 
     def _prepare(self, images: Sequence[Image.Image], prompt: str | None) -> dict[str, Any]:
         """The model's inputs of some images, on its device and in its precision."""

@@ -232,13 +232,23 @@ def _first_sentence(documented: object) -> str:
 
 
 def published_table() -> str:
-    """The published figures of CLIP ViT-L/14 that --table shows beside ours."""
-    figures = [figure for figure in read_published() if figure.backbone == DEFAULT_BACKBONE]
+    """The mAP published for CLIP ViT-L/14 that --table shows beside ours."""
+    figures = [f for f in read_published() if (f.backbone, f.column) == (DEFAULT_BACKBONE, "mAP")]
     value = {(figure.variant, figure.dataset): figure.value for figure in figures}
     datasets = list(dict.fromkeys(figure.dataset for figure in figures))
     variants = dict.fromkeys(figure.variant for figure in figures)
     rows = [[code(name), *(value.get((name, d), "") for d in datasets)] for name in variants]
     return table(("variant", *map(code, datasets)), rows)
+
+
+def zero_shot_table() -> str:
+    """The figures of zero-shot systems that --table shows beside ours."""
+    figures = [figure for figure in read_published() if figure.column != "mAP"]
+    columns = sorted(dict.fromkeys((f.dataset, f.column) for f in figures), key=lambda at: at[0])
+    value = {(f.variant, f.backbone, f.dataset, f.column): f.value for f in figures}
+    runs = dict.fromkeys((f.variant, f.backbone) for f in figures)
+    rows = [[code(v), code(b), *(value.get((v, b, *at), "") for at in columns)] for v, b in runs]
+    return table(("method", "backbone", *(f"{code(d)} {c}" for d, c in columns)), rows)
 
 
 def backbones_table() -> str:
@@ -258,6 +268,7 @@ TABLES = {
     "measures": measures_table,
     "backbones": backbones_table,
     "published": published_table,
+    "published zero-shot": zero_shot_table,
 }
 
 

@@ -6,7 +6,10 @@ token embedding in a prompt; the text feature of the prompt is the query:
     v = network(E_I(image))      E_I projected, as the model gives it, not of unit length
     q = E_T(prompt with v in the place of its mark)      score = q X'
 
-The networks are read from the official checkpoints as they are.
+The networks are read from the official checkpoints as they are. Pic2Word's table also has what its
+prompt ranks without the word, "text", and the mixture of that with the image:
+
+    q = E_T(prompt, its mark as it stands)      q = unit(unit(E_I(image)) + unit(q))
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from methods.words import IM2TEXT, PHI, Inversion, make_words, texts_of
+from methods.words import IM2TEXT, PHI, Inversion, fill_prompts, make_words, texts_of
 from utils import sha256_file
 from utils_inputs import Input, InputArray, Options, Produced, Widths
 from utils_retrieval import Gallery, Method, NoParameters, Queries
@@ -33,6 +36,8 @@ PIC2WORD_PROMPTS = {
     "fashioniq": ("a photo of * , {second_as_is} and {first_as_is}",),
     "domains": ("a {caption} of *",),
 }
+# The published program encodes the captions of CIRR alone, of FashionIQ in the prompt, "*" and all.
+PLAIN_PROMPTS = {"": ("{caption}",), "fashioniq": PIC2WORD_PROMPTS["fashioniq"]}
 INVERSIONS = {
     "pic2word": Inversion(IM2TEXT, "*", PIC2WORD_PROMPTS),
     "searle": Inversion(PHI, "$", SEARLE_PROMPTS),
@@ -54,6 +59,14 @@ def produce(task: Task, encoder: Widths, options: Options, name: str) -> Produce
     return Produced([InputArray(f"query_{name}", texts, words)], facts)
 
 
+def produce_text(task: Task, encoder: Widths, options: Options) -> Produced:
+    """The features of Pic2Word's prompts without a pseudo word."""
+    chosen = PLAIN_PROMPTS.get(task.prompts, PLAIN_PROMPTS[""])
+    prompts = chosen if options.prompt is None else (options.prompt,)
+    texts = fill_prompts(prompts, "", task, {})
+    return Produced([InputArray("query_pic2word_text", texts)], {"prompt": list(prompts)})
+
+
 def scores(
     points: Sequence[NoParameters], queries: Queries, gallery: Gallery, name: str
 ) -> Iterator[Tensor]:
@@ -63,19 +76,49 @@ def scores(
         yield similarity
 
 
+def mixture_scores(
+    points: Sequence[NoParameters], queries: Queries, gallery: Gallery
+) -> Iterator[Tensor]:
+    """unit(I + T) X' for every point: yields (Q, N)."""
+    from torch.nn.functional import normalize
+
+    similarity = gallery.similarity(normalize(queries.image + queries["pic2word_text"]))
+    for _ in points:
+        yield similarity
+
+
 SUMMARIES = {
     "pic2word": "the query image as a pseudo word in a prompt, by Pic2Word's network",
     "searle": "the query image as a pseudo word in a prompt, by SEARLE's network",
     "lincir": "the query image as a pseudo word in a prompt, by LinCIR's network",
 }
-METHODS = tuple(
+TEXT_INPUT = {"pic2word_text": Input(produce_text, takes=("prompt",))}
+METHODS = (
+    *(
+        Method(
+            name,
+            NoParameters,
+            partial(scores, name=name),
+            SUMMARIES[name],
+            reads=(name,),
+            inputs={name: Input(partial(produce, name=name), needs=("phi",), takes=("prompt",))},
+        )
+        for name in INVERSIONS
+    ),
     Method(
-        name,
+        "pic2word_text",
         NoParameters,
-        partial(scores, name=name),
-        SUMMARIES[name],
-        reads=(name,),
-        inputs={name: Input(partial(produce, name=name), needs=("phi",), takes=("prompt",))},
-    )
-    for name in INVERSIONS
+        partial(scores, name="pic2word_text"),
+        "Pic2Word's prompt without the word: the text row of its table",
+        reads=("pic2word_text",),
+        inputs=TEXT_INPUT,
+    ),
+    Method(
+        "pic2word_mixture",
+        NoParameters,
+        mixture_scores,
+        "that and the query image, mixed: the mixture row of its table",
+        reads=("image", "pic2word_text"),
+        inputs=TEXT_INPUT,
+    ),
 )

@@ -105,7 +105,9 @@ def _check_tensors(path: Path, network: Network, state: Mapping[str, Any]) -> No
         tensor = state[name]
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             raise UserError(f"--phi {path}: {name!r} is no tensor of floating point numbers")
-        if not bool(tensor.isfinite().all()):
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise UserError(f"--phi {path}: {name!r} is sparse or without numbers")
+        if not bool(tensor.float().isfinite().all()):
             raise UserError(f"--phi {path}: {name!r} holds numbers that are not finite")
 
 
@@ -195,6 +197,8 @@ def task_texts(task: Task) -> dict[str, Sequence[str]]:
 
 
 def _check_prompt(prompt: str, mark: str, known: Mapping[str, Sequence[str]]) -> None:
+    if not prompt.isascii() and prompt != prompt.encode("utf-8", "replace").decode("utf-8"):
+        raise UserError(f"--prompt {prompt!r} is not text in UTF-8")
     if mark not in prompt:
         raise UserError(f"--prompt {prompt!r}: the mark {mark!r}, where the word goes, is missing")
     try:
@@ -202,7 +206,9 @@ def _check_prompt(prompt: str, mark: str, known: Mapping[str, Sequence[str]]) ->
     except ValueError as error:
         raise UserError(f"--prompt {prompt!r}: {error}; write {{{{ for a brace") from None
     for _, name, form, conversion in parts:
-        if name is not None and (name not in known or form or conversion):
+        if name in known and (form or conversion):
+            raise UserError(f"--prompt {prompt!r}: write {{{name}}} alone, as it takes no format")
+        if name is not None and name not in known:
             names = ", ".join(f"{{{name}}}" for name in known)
             raise UserError(f"--prompt {prompt!r}: {{{name}}} is unknown; there are {names}")
 

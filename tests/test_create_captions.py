@@ -13,13 +13,13 @@ from shutil import copytree, rmtree
 
 import pytest
 import torch
-from captioners import save_blip, save_blip2, save_encoder_decoder
+from captioners import save_blip, save_blip2, save_encoder_decoder, save_llava, save_qwen2_vl
 from chat_server import ChatServer, reply, serving
 from conftest import ROOT
 from extraction_world import draw_image, environment, make_rows, make_world
 
 import create_captions
-from captioning.captioner import Sampling, load_captioner
+from captioning.captioner import CHAT_PROMPT, Sampling, load_captioner
 from captioning.chat import Answer, Chat, Pace, Question, check_url
 from captioning.journal import Journal
 from captioning.rewriting import STYLES, Subject, find_edited_line
@@ -84,7 +84,9 @@ def plain(count: int, prompt: str | None = None, **changes) -> Sampling:
     return Sampling(count, prompt=prompt, **{**usual, **changes})
 
 
-@pytest.mark.parametrize("save", [save_blip, save_encoder_decoder, save_blip2])
+@pytest.mark.parametrize(
+    "save", [save_blip, save_encoder_decoder, save_blip2, save_llava, save_qwen2_vl]
+)
 def test_models_of_every_family_describe_images(tmp_path, save):
     captioner = load_captioner(str(save(tmp_path)), torch.device("cpu"), "fp32")
     images = [draw_image(seed) for seed in range(5)]
@@ -112,6 +114,27 @@ def test_a_model_without_prompts_refuses_one(tmp_path):
     captioner = load_captioner(str(model), torch.device("cpu"), "fp32")
     with pytest.raises(UserError, match=r"--captioner_prompt: this captioner takes images alone"):
         captioner.caption([draw_image(1)], plain(1, prompt="a"), 0)
+
+
+def test_a_model_that_chats_is_told_what_to_do_and_only_its_answer_is_kept(tmp_path):
+    captioner = load_captioner(str(save_llava(tmp_path)), torch.device("cpu"), "fp32")
+    images = [draw_image(seed) for seed in range(5)]
+    said = captioner.caption(images, plain(1), 0)
+    assert said == captioner.caption(images, plain(1, prompt=CHAT_PROMPT), 0)
+    told = captioner.caption(images, plain(1, prompt="a red mug"), 0)
+    assert len({*said, *told}) > 2
+    assert not any("user" in text[:5] or "<image>" in text for (text,) in told)
+
+
+def test_a_model_that_cannot_do_as_it_is_asked_says_why(world, tmp_path):
+    model = save_llava(tmp_path / "llava", template=None)
+    with pytest.raises(UserError, match=r"cannot describe images .* in --captioner_prompt$"):
+        describe(world, tmp_path, model)
+    with pytest.raises(UserError, match=r"cannot describe images .*tokens.* in --captioner_prompt"):
+        describe(world, tmp_path, model, "--captioner_prompt", "a red mug")
+    assert not (tmp_path / "images.jsonl").exists()
+    captioner = load_captioner(str(model), torch.device("cpu"), "fp32")
+    assert captioner.caption([draw_image(1)], plain(1, prompt="user : <image> a assistant :"), 0)
 
 
 def test_queries_are_described_and_the_gallery_follows(world, blip, tmp_path, capsys):

@@ -202,9 +202,15 @@ def test_inputs_of_other_features_are_refused(world, small_clip):
 def test_a_missing_input_is_named_with_what_makes_it(world, small_clip):
     extract(small_clip, "bare")
     command = ["--dataset", "shop", "--backbone", f"local-dir:{small_clip}", "--gpu", "-1"]
-    command += ["--features_dir", "bare", "--results_dir", "results_bare", "--method", "searle"]
-    with pytest.raises(UserError, match=r"query_searle\.npy"):
-        run_retrieval.main(command)
+    command += ["--features_dir", "bare", "--results_dir", "results_bare", "--method"]
+    wanted = {
+        "searle": r"query_searle\.npy in .* --inputs searle --phi \.\.\.$",
+        "cvsi": r"query_cvsi_word\.npy, database_.* --inputs cvsi --captions \.\.\. --phi \.\.\.$",
+        "pic2word_mixture": r"query_pic2word_text\.npy in .* --inputs pic2word_text$",
+    }
+    for method, message in wanted.items():
+        with pytest.raises(UserError, match=message):
+            run_retrieval.main([*command, method])
 
 
 @pytest.mark.parametrize("method", ["searle", "pic2word"])

@@ -9,9 +9,14 @@ import pytest
 
 import run_retrieval
 from utils import UserError
-from utils_summary import Figure, read_published, tabulate, write_table
+from utils_summary import Figure, read_latest, read_published, tabulate, write_table
 from utils_tables import write_rows
 
+SEMANTIC = {
+    "cirr": ("Recall@1", "Recall@5", "Recall@10", "Recall@50", "Recall_subset@1"),
+    "circo": ("mAP@5", "mAP@10", "mAP@25", "mAP@50"),
+    "fashioniq": ("R@10", "R@50"),
+}
 TIME = "2026-01-01T00:00:00"
 
 
@@ -47,16 +52,16 @@ def test_the_last_run_of_each_variant_beside_its_published_figure(results, capsy
         rows = {row.pop("method"): row for row in csv.DictReader(file)}
     assert list(rows) == ["product", "freedom", "basic", "basic_siglip", "my_method"]
     assert [*rows["freedom"]] == [
-        f"{dataset} {part}"
+        f"{dataset} mAP{part}"
         for dataset in ("nico", "icir", "mugs")
-        for part in ("mAP", "published", "difference")
+        for part in ("", " published", " difference")
     ]
     assert list(rows["freedom"].values())[:3] == ["26.30", "26.10", "+0.20"]
     assert list(rows["freedom"].values())[3:] == ["", "17.24", "", "", "", ""]  # not run
-    assert rows["basic"]["icir difference"] == "-0.04"
-    assert rows["product"]["icir difference"] == "+0.00"
+    assert rows["basic"]["icir mAP difference"] == "-0.04"
+    assert rows["product"]["icir mAP difference"] == "+0.00"
     assert rows["basic_siglip"]["icir mAP"] == "30.00"
-    assert rows["basic_siglip"]["icir published"] == ""
+    assert rows["basic_siglip"]["icir mAP published"] == ""
     for word in ("26.30", "+0.20", "my_method", "table.md", "table.tex"):
         assert word in said
     assert not {"99.00", "98.00", "1.00 "} & set(said.split())
@@ -84,11 +89,38 @@ def test_a_system_s_own_results_stand_beside_its_published_figures():
     assert row == ["external_magiclens", "19.60", "19.66", "-0.06"]
 
 
+def test_every_column_that_was_published_for_a_run_is_shown(tmp_path):
+    folder = tmp_path / "results" / "fashioniq" / "searle_clip_targetpad"
+    row = {"timestamp": TIME, "dataset": "fashioniq", "backbone": "clip+targetpad", "method": "?"}
+    row |= {"variant": folder.name, "R@10": "25.50", "R@50": "46.23", "dress R@10": "20.00"}
+    write_rows(folder / "mAP_table.csv", [row | {"queries": "9"}])
+    table = tabulate(read_latest(tmp_path / "results"), read_published())
+    shown = dict(zip(table.header, table.rows[0], strict=True))
+    assert shown["method"] == "searle_clip_targetpad"
+    assert shown["fashioniq R@10 difference"] == "-0.06"
+    assert shown["fashioniq R@50 difference"] == "+0.00"
+    assert not any("dress" in name for name in table.header)
+
+
+def test_without_ground_truth_there_is_no_figure_of_ours(tmp_path):
+    folder = tmp_path / "results" / "circo_test" / "searle_clip_targetpad"
+    row = {"timestamp": TIME, "dataset": "circo_test", "backbone": "clip+targetpad", "method": "?"}
+    write_rows(folder / "mAP_table.csv", [row | {"variant": folder.name, "queries": "800"}])
+    table = tabulate(read_latest(tmp_path / "results"), read_published())
+    assert table.header[1::3] == [f"circo_test {name}" for name in SEMANTIC["circo"]]
+    cells = [cell for value in ("11.68", "12.73", "14.33", "15.12") for cell in ("", value, "")]
+    assert table.rows == [[folder.name, *cells]]
+
+
 def test_published_figures_are_of_the_columns_that_the_benchmarks_have():
     figures = read_published()
-    assert {f.dataset for f in figures} == {"imagenet_r", "nico", "minidn", "ltll", "icir"}
+    domains = [f for f in figures if f.column == "mAP"]
+    assert {f.dataset for f in domains} == {"imagenet_r", "nico", "minidn", "ltll", "icir"}
+    assert len(domains) == 16 * 5
+    columns = {(f.dataset.removesuffix("_test"), f.column) for f in figures if f not in domains}
+    assert columns <= {(d, c) for d, names in SEMANTIC.items() for c in names}
     keys = [(f.variant, f.dataset, f.backbone, f.column) for f in figures]
-    assert len(set(keys)) == len(keys) == 16 * 5
+    assert len(set(keys)) == len(keys)
     assert all(0 < float(f.value) < 100 for f in figures)
 
 

@@ -11,6 +11,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -40,18 +41,39 @@ TASKS = {
     "fashioniq_small": FASHION,
     "genecis": tuple(f"genecis_{task}" for task in GENECIS),
 }
-# Method -> its flags, the row it has among the expected figures, and its image preprocessing.
-METHODS = {
-    "searle": (("--phi", ASSETS / "searle_phi.pt"), "searle", "padded"),
-    "cirevl": (("--captions", ASSETS / "cirevl"), "cirevl", "padded"),
-    "cvsi": (("--captions", ASSETS / "cvsi", "--phi", ASSETS / "cvsi_phi.pt"), "cvsi", "padded"),
-    "pic2word": (("--phi", ASSETS / "pic2word_module.pt"), "pic2word.composed", "plain"),
-}
-PADDED = tuple(name for name, (_, _, world) in METHODS.items() if world == "padded")
+
+
+class Case(NamedTuple):
+    """A row of the expected figures: the method, its input with flags, and the images' world."""
+
+    row: str
+    method: str
+    inputs: tuple[object, ...]
+    place: str
+
+
+WORD = ("pic2word", "--phi", ASSETS / "pic2word_module.pt")
+CVSI = ("cvsi", "--captions", ASSETS / "cvsi", "--phi", ASSETS / "cvsi_phi.pt")
+TEXT = ("pic2word_text",)
+SEARLE = Case("searle", "searle", ("searle", "--phi", ASSETS / "searle_phi.pt"), "padded")
+CIREVL = Case("cirevl", "cirevl", ("cirevl", "--captions", ASSETS / "cirevl"), "padded")
+PADDED = (SEARLE, CIREVL, Case("cvsi", "cvsi", CVSI, "padded"))
+COMPOSED = Case("pic2word.composed", "pic2word", WORD, "plain")
+PIC2WORD = (
+    COMPOSED,
+    Case("pic2word.text", "pic2word_text", TEXT, "plain"),
+    Case("pic2word.mixture", "pic2word_mixture", TEXT, "plain"),
+    Case("pic2word.image", "image", TEXT, "plain"),
+)
 CASES = [
-    *((task, method) for task in TASKS if task != "genecis" for method in PADDED),
-    ("genecis", "cirevl"),
-    *((task, "pic2word") for task in ("cirr", "cirr_test", "fashioniq", "fashioniq_small")),
+    *((task, case) for task in TASKS if task != "genecis" for case in PADDED),
+    ("genecis", CIREVL),
+    *(
+        (t, case)
+        for t in ("cirr", "cirr_test", "fashioniq", "fashioniq_small")
+        for case in PIC2WORD
+    ),
+    ("cirr", COMPOSED._replace(row="pic2word.composed+pad", place="padded")),
 ]
 
 
@@ -97,30 +119,27 @@ def in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def extract(world: Path, task: str, method: str, *flags: object) -> Features:
-    """The features of a task with the method's inputs."""
-    own, _, place = METHODS[method]
+def extract(world: Path, task: str, case: Case, *flags: object) -> Features:
+    """The features of a task with the case's inputs."""
     fixed = ("--dataset", task, "--backbone", "tiny", "--gpu", "-1", "--workers", "0")
-    fixed += ("--data_dir", world / place, "--features_dir", world / f"features_{place}")
-    fixed += ("--corpora_dir", world / "corpora", "--inputs", method)
-    create_features.main([str(word) for word in (*fixed, *own, *flags)])
-    return load_features(world / f"features_{place}", "tiny", task)
+    fixed += ("--data_dir", world / case.place, "--features_dir", world / f"features_{case.place}")
+    fixed += ("--corpora_dir", world / "corpora", "--inputs")
+    create_features.main([str(word) for word in (*fixed, *case.inputs, *flags)])
+    return load_features(world / f"features_{case.place}", "tiny", task)
 
 
-def retrieve(world: Path, task: str, method: str) -> Path:
+def retrieve(world: Path, task: str, case: Case) -> Path:
     """The folder of results of a method."""
-    place = METHODS[method][2]
-    command = ["--dataset", task, "--backbone", "tiny", "--method", method, "--use_preset"]
-    command += ["--gpu", "-1", "--features_dir", str(world / f"features_{place}")]
-    run_retrieval.main([*command, "--results_dir", str(world / f"results_{place}")])
-    return world / f"results_{place}" / task / f"{method}_tiny"
+    command = ["--dataset", task, "--backbone", "tiny", "--method", case.method, "--use_preset"]
+    command += ["--gpu", "-1", "--features_dir", str(world / f"features_{case.place}")]
+    run_retrieval.main([*command, "--results_dir", str(world / f"results_{case.place}")])
+    return world / f"results_{case.place}" / task / f"{case.method}_tiny"
 
 
-def expected(task: str, method: str) -> list[dict]:
+def expected(task: str, case: Case) -> list[dict]:
     """The expected figures of a method, file by file."""
-    row = METHODS[method][1]
     files = [json.loads((GOLDEN / "expected" / f"{f}.json").read_text()) for f in TASKS[task]]
-    return [content[row] for content in files]
+    return [content[case.row] for content in files]
 
 
 def arrays(task: str, key: str) -> list[np.ndarray]:
@@ -140,16 +159,20 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def query_vectors(features: Features, method: str, preset: dict) -> np.ndarray:
+def query_vectors(features: Features, case: Case, preset) -> np.ndarray:
     """The vectors that a method searches with."""
-    if method != "cvsi":
-        return unit(features.query(method).values)
     image = features.query("image")
-    row = np.arange(len(image)) if image.row is None else image.row
+    images = unit(image.values if image.row is None else image.values[image.row])
+    if case.method == "image":
+        return images
+    if case.method == "pic2word_mixture":
+        return unit(images + unit(features.query("pic2word_text").values))
+    if case.method != "cvsi":
+        return unit(features.query(case.method).values)
     parts = {
         "cvsi_text": features.query("cvsi_text").values,
         "cvsi_word": unit(features.query("cvsi_word").values),
-        "cvsi_image": unit(image.values[row]),
+        "cvsi_image": images,
     }
     return sum(getattr(preset, name) * part for name, part in parts.items())
 
@@ -175,26 +198,33 @@ def scores_of(features: Features, method: str, parameters) -> np.ndarray:
     return next(iter(found.scores(states, Queries(values), Gallery(gallery)))).numpy()
 
 
-@pytest.mark.parametrize(("task", "method"), CASES)
-def test_features_scores_and_figures(world, task, method, capsys):
-    features = extract(world, task, method)
+@pytest.mark.parametrize(("task", "case"), CASES, ids=lambda value: getattr(value, "row", value))
+def test_features_scores_and_figures(world, task, case, capsys):
+    features = extract(world, task, case)
     said = capsys.readouterr().out
-    row = METHODS[method][1]
-    vectors = np.concatenate(arrays(task, f"query.{row}"))
-    parameters = preset_of(task, method)
-    assert np.abs(query_vectors(features, method, parameters) - vectors).max() < 1e-5
-    scores = scores_of(features, method, parameters)
-    starts = np.cumsum([0, *(len(own) for own in arrays(task, f"query.{row}"))])
-    for number, own in enumerate(arrays(task, f"scores.{row}")):
+    golden = arrays(task, f"query.{case.row}")
+    parameters = preset_of(task, case.method)
+    vectors = query_vectors(features, case, parameters)
+    assert np.abs(vectors - np.concatenate(golden)).max() < 1e-5
+    scores = scores_of(features, case.method, parameters)
+    starts = np.cumsum([0, *map(len, golden)])
+    for number, own in enumerate(arrays(task, f"scores.{case.row}")):
         queries = range(starts[number], starts[number + 1])
-        for query, golden in zip(queries, own, strict=True):
+        for query, theirs in zip(queries, own, strict=True):
             rows = _searched_rows(features, query, number, task, own.shape[1])
-            assert np.abs(scores[query][rows] - golden).max() < 1e-5
-    cut = sum(
-        len(file.get("texts longer than 24 tokens (cut)", ())) for file in expected(task, method)
-    )
-    assert ("were cut" in said) == (cut > 0)
-    check_figures(retrieve(world, task, method), task, method)
+            assert np.abs(scores[query][rows] - theirs).max() < 1e-5
+    if case.method != "image":
+        check_cut_texts(features.folder / f"{case.inputs[0]}.json", said, expected(task, case))
+    check_figures(retrieve(world, task, case), task, case)
+
+
+def check_cut_texts(manifest: Path, said: str, files: list[dict]) -> None:
+    """Cut texts are in the manifest, and said when they are encoded."""
+    cut = any(file.get("texts longer than 24 tokens (cut)") for file in files)
+    counts = json.loads(manifest.read_text())["cut_texts"].values()
+    assert any(counts) == cut
+    if "already finished" not in said.splitlines()[-1]:
+        assert ("were cut" in said) == cut
 
 
 def _searched_rows(features: Features, query: int, file: int, task: str, count: int) -> np.ndarray:
@@ -229,11 +259,11 @@ def _candidates(features: Features, query: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------
 
 
-def check_figures(folder: Path, task: str, method: str) -> None:
+def check_figures(folder: Path, task: str, case: Case) -> None:
     """Every figure of the table, as it is printed, and the files for the servers."""
-    files = expected(task, method)
+    files = expected(task, case)
     if task.endswith("_test"):
-        check_submissions(folder, task, method)
+        check_submissions(folder, task, case.row)
         return
     with open(folder / "mAP_table.csv", newline="") as file:
         (row,) = csv.DictReader(file)
@@ -286,9 +316,8 @@ FIGURES = {
 }
 
 
-def check_submissions(folder: Path, task: str, method: str) -> None:
+def check_submissions(folder: Path, task: str, row: str) -> None:
     """The files are equal but for the order of rows whose scores all but agree."""
-    row = METHODS[method][1]
     golden = sorted((GOLDEN / "expected" / "submissions").glob(f"{task}_{row}*.json"))
     assert golden
     (scores,), (names,) = arrays(task, f"scores.{row}"), arrays(task, "gallery_names")
@@ -311,20 +340,20 @@ def check_submissions(folder: Path, task: str, method: str) -> None:
 
 def test_pic2words_network_is_the_same_in_its_other_form(world):
     """Without "module." before the names of its tensors, and stored in half precision."""
-    features = extract(world, "cirr", "pic2word")
+    features = extract(world, "cirr", COMPOSED)
     vectors = unit(features.query("pic2word").values)
     other = ("--phi", ASSETS / "pic2word_plain.pt", "--overwrite")
-    create = extract(world, "cirr", "pic2word", *other)
-    assert np.abs(unit(create.query("pic2word").values) - vectors).max() < 1e-5
+    again = extract(world, "cirr", COMPOSED, *other)
+    assert np.abs(unit(again.query("pic2word").values) - vectors).max() < 1e-5
 
 
 def test_all_stand_in_one_table(world, capsys):
     """With the baselines and BASIC's name, from one load of the features."""
-    for method in PADDED:
-        extract(world, "circo", method)
+    for case in PADDED:
+        extract(world, "circo", case)
     command = ["--dataset", "circo", "--backbone", "tiny", "--method", "all", "--gpu", "-1"]
     command += ["--features_dir", str(world / "features_padded")]
     run_retrieval.main([*command, "--results_dir", str(world / "results_all")])
     said = capsys.readouterr().out
-    for method in ("image", "text", "sum", "product", "basic", *PADDED):
+    for method in ("image", "text", "sum", "product", "basic", *(case.method for case in PADDED)):
         assert f"\n{method} " in said
