@@ -116,6 +116,7 @@ def save_blip2(folder: Path) -> Path:
 
 CHAT = ["<image>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 CHAT_WORDS = ["<pad>", "<s>", "</s>", "<unk>", *CHAT, "user", "assistant", ":", *WORDS[5:]]
+CHAT_WORDS += [str(number) for number in range(20)]
 TURNS = """{% for m in messages %}{{ m['role'] }} : {% for c in m['content'] %}
 {% if c['type'] == 'image' %}IMAGE {% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}
 {% if add_generation_prompt %}assistant : {% endif %}"""
@@ -205,4 +206,18 @@ def save_qwen2_vl(folder: Path) -> Path:
         Qwen2VLVideoProcessor(**limits),
         chat_template=TURNS.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
     ).save_pretrained(folder)
+    return folder
+
+
+def save_chat_model(folder: Path) -> Path:
+    """A Llama that chats, without images."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _chat_tokenizer()
+    turn = "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} {% endfor %}"
+    tokenizer.chat_template = turn + "{% if add_generation_prompt %}assistant : {% endif %}"
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        LlamaForCausalLM(LlamaConfig(**_chat_text())).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
