@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from itertools import chain, product, repeat, takewhile
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from utils import UserError
+from utils_startup import Late
 
 if TYPE_CHECKING:
     import torch
 
     from utils_task import Group
+
+np = Late("numpy")
 
 EPSILON = 1e-5  # in the divisors of FREEDOM's and i-CIR's code: a perfect ranking scores below 1
 
@@ -33,6 +34,7 @@ EPSILON = 1e-5  # in the divisors of FREEDOM's and i-CIR's code: a perfect ranki
 # (positive, row) pairs compared, or rows sorted, in one step: fits a core's cache; fills a GPU
 PAIRS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
 VALUES_COMPARED = 32  # at most, to find the columns that tie with positives; all are sorted beyond
+FEW_POSITIVES = 32  # of a query: on a CPU compared with the rows of several runs, else rows sorted
 
 
 def positive_ranks(
@@ -46,7 +48,8 @@ def positive_ranks(
     positives before ("best") or after ("worst") the negatives. Returns ranks int64 (R, P), and tied
     bool (R, P): the positive ties with a negative.
     """
-    by_sorting = query.device.type == "cpu"  # never slower there: tests/speed/bench_ranks.py
+    few = len(query) <= FEW_POSITIVES * len(scores[0]) and len(scores) > 1
+    by_sorting = query.device.type == "cpu" and not few  # see tests/speed/bench_ranks.py
     find = ranks_by_sorting if by_sorting else ranks_by_comparing
     return find(scores, query, position, ties)
 
@@ -73,8 +76,12 @@ def ranks_by_sorting(
             found = _rank_in_row(runs[run][number], position[span], ties)
             ranks[run, span], tied[run, span] = found
 
+    threads = torch.get_num_threads()
+    if threads == 1:
+        rank(slice(None))
+        return torch.from_numpy(ranks), torch.from_numpy(tied)
     at_once = PAIRS_AT_ONCE["cpu"] // max(1, scores[0].shape[1])
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         list(pool.map(rank, _slices(0, len(work), at_once)))
     return torch.from_numpy(ranks), torch.from_numpy(tied)
 
@@ -327,12 +334,16 @@ def _lowest(values: np.ndarray, code: np.ndarray) -> np.ndarray:
 STEPS = {"mean": _mean, "min": _lowest}  # by Group.how: one value of those with the same code
 
 
+def _numpy_round(values: np.ndarray, digits: int) -> np.ndarray:
+    return values.round(digits)
+
+
 def _python_round(values: np.ndarray, digits: int) -> np.ndarray:
     return np.array([round(value, digits) for value in values.tolist()])
 
 
 # By Group.rounding: the precision of a step's values, and what rounds them (in percent).
-ROUNDINGS = {"numpy": (np.float64, np.round), "python": (np.float32, _python_round)}
+ROUNDINGS = {"numpy": ("float64", _numpy_round), "python": ("float32", _python_round)}
 
 
 @dataclass(frozen=True, eq=False)

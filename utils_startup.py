@@ -7,10 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
+
+
+class Late:
+    """A module that is imported when something of it is first used, and not for --help alone.
+
+    numpy, which every benchmark works with, costs as much as the rest of a --help.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(importlib.import_module(self._name), name)
+        setattr(self, name, value)
+        return value
 
 
 @contextlib.contextmanager

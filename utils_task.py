@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from utils import UserError, atomic_path, read_json, sha256_file, write_json
+from utils_startup import Late
+
+np = Late("numpy")
 
 NO_SET = -1  # as a pool: the whole gallery; as positives, excluded or related: none
 FORMAT = 1  # of task.json and task.npz

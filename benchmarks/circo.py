@@ -13,8 +13,6 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from benchmarks import Benchmark, Layout
 from benchmarks.annotations import (
     distinct_keys,
@@ -26,6 +24,7 @@ from benchmarks.annotations import (
     read_entries,
 )
 from utils import UserError
+from utils_startup import Late
 from utils_task import (
     Column,
     Group,
@@ -37,6 +36,8 @@ from utils_task import (
     View,
     whole_gallery,
 )
+
+np = Late("numpy")
 
 HOW_TO_GET = (
     "the annotations come with `python3 data/download.py circo`, the pictures are COCO's: "

@@ -14,8 +14,6 @@ import posixpath
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from benchmarks import Benchmark, Layout
 from benchmarks.annotations import (
     Entry,
@@ -27,6 +25,7 @@ from benchmarks.annotations import (
     read_entries,
 )
 from utils import UserError
+from utils_startup import Late
 from utils_task import (
     Column,
     Images,
@@ -38,6 +37,8 @@ from utils_task import (
     View,
     whole_gallery,
 )
+
+np = Late("numpy")
 
 HOW_TO_GET = (
     "the annotations come with `python3 data/download.py cirr`, the pictures are NLVR2's: ask for "

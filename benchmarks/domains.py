@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks import Benchmark
 from utils import UserError, sha256_file
+from utils_startup import Late
 from utils_task import (
     NO_SET,
     Breakdown,
@@ -30,6 +29,8 @@ from utils_task import (
     View,
     whole_gallery,
 )
+
+np = Late("numpy")
 
 
 @dataclass(frozen=True)

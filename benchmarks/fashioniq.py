@@ -18,8 +18,6 @@ from functools import partial
 from itertools import chain, product
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks import Benchmark
 from benchmarks.annotations import (
     Entry,
@@ -30,7 +28,10 @@ from benchmarks.annotations import (
     read_names,
 )
 from utils import UserError
+from utils_startup import Late
 from utils_task import Column, Group, Images, QueryTable, SetBuilder, Task, View
+
+np = Late("numpy")
 
 HOW_TO_GET = (
     "the annotations come with `python3 data/download.py fashioniq`; the pictures are Amazon's, "

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks import Benchmark
 from benchmarks.annotations import Entry, find_annotations, first_found, hash_sources, read_entries
 from utils import UserError
+from utils_startup import Late
 from utils_task import Column, Group, Images, QueryTable, SetBuilder, Task, View
+
+np = Late("numpy")
 
 HOW_TO_GET = (
     "the annotations come with `python3 data/download.py genecis`, the pictures are those of COCO "

@@ -16,15 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from benchmarks import Benchmark
 from utils import UserError, last_part, read_csv, sha256_file
 from utils_datasets import SPLITS, Dataset, find_image
+from utils_startup import Late
 from utils_task import NO_SET, Column, Group, Images, QueryTable, RowSets, Task, View
 
 if TYPE_CHECKING:
     import pandas as pd
+
+np = Late("numpy")
 
 LABELS = ("image_path", "text", "instance")  # the columns of the annotation files
 

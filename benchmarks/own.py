@@ -26,8 +26,6 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
 from benchmarks import Benchmark
 from utils import UserError, last_part, read_csv, sha256_file
 from utils_datasets import IMAGE_SUFFIXES, RESERVED_NAMES
@@ -43,7 +41,10 @@ from utils_records import (
     require_label,
     require_text,
 )
+from utils_startup import Late
 from utils_task import NO_SET, Column, Group, Images, QueryTable, SetBuilder, Task, View
+
+np = Late("numpy")
 
 QUERIES, GALLERY, SETTINGS = "queries.jsonl", "gallery.csv", "benchmark.json"
 COLUMNS = (Column("mAP", "AP-T"), *(Column(f"R@{k}", f"Hit@{k}") for k in (1, 5, 10)))
