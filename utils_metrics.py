@@ -34,7 +34,7 @@ EPSILON = 1e-5  # in the divisors of FREEDOM's and i-CIR's code: a perfect ranki
 # (positive, row) pairs compared, or rows sorted, in one step: fits a core's cache; fills a GPU
 PAIRS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
 VALUES_COMPARED = 32  # at most, to find the columns that tie with positives; all are sorted beyond
-FEW_POSITIVES = 32  # of a query: on a CPU compared with the rows of several runs, else rows sorted
+FEW_POSITIVES = 48  # of a query: on a CPU compared with the rows of several runs, else rows sorted
 
 
 def positive_ranks(
