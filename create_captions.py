@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import Parser, UserError, add_flag, positive, require_writable, run_command
+from utils import Parser, UserError, add_flag, positive, require_writable, run_command, say
 
 if TYPE_CHECKING:
     from captioning.source import Reader
@@ -271,7 +271,7 @@ def describe_images(args: argparse.Namespace, task: Task, read: Reader, out: Pat
         skip_bad=args.on_bad_image == "skip",
         gallery=args.gallery,
     )
-    print(describe_task(task, read, out, settings, args.gpu, args.overwrite))
+    say(describe_task(task, read, out, settings, args.gpu, args.overwrite))
 
 
 def rewrite_captions(args: argparse.Namespace, task: Task, out: Path) -> None:

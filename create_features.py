@@ -121,8 +121,6 @@ def main(argv: list[str]) -> None:
 
         print("\n".join(list_backbones()))
         return
-    if args.kind in ("dataset", "corpus"):
-        require_writable(args.features_dir, "--features_dir")
     convert(args) if args.from_pkl else extract(args)
 
 
@@ -141,6 +139,10 @@ def extract(args: argparse.Namespace) -> None:
     if args.inputs and ranks.world > 1:
         raise UserError(f"--inputs {args.inputs} is the work of one process: leave torchrun")
     works = WORKS[args.kind](args)  # user errors first: loading a model takes seconds
+    if args.kind in ("dataset", "corpus"):
+        for work in works:
+            if args.overwrite or not any(work.folder.glob("*.json")):  # else it may be finished
+                require_writable(args.features_dir, "--features_dir")
     settings = Settings(
         backbone=args.backbone,
         precision=args.precision,

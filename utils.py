@@ -10,6 +10,7 @@ import contextlib
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, TextIO
 
 if TYPE_CHECKING:
     import torch
@@ -59,17 +60,15 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     except (ImportError, MemoryError) as error:  # a library that finds no room, or is not there
         _end(" ".join(str(error).split()) or "no memory is left")
     except OSError as error:  # a folder that may not be written, a full disk
-        if error.strerror is None:
-            raise
         name = f"{error.filename}: " if error.filename else ""
-        _end(f"{name}{error.strerror}")
+        _end(f"{name}{error.strerror or ' '.join(str(error).split())}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
 def _end(message: object) -> NoReturn:
-    print(f"error: {printable(str(message))}", file=sys.stderr)
+    say(f"error: {message}", error=True)
     sys.exit(2)
 
 
@@ -79,6 +78,11 @@ def printable(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text
     )
+
+
+def say(text: str, error: bool = False) -> None:
+    """Print a line that may hold names of the user's, on stdout or stderr: see printable."""
+    print(printable(text), file=sys.stderr if error else sys.stdout)
 
 
 class Parser(argparse.ArgumentParser):
@@ -144,25 +148,49 @@ def open_regular(path: str | Path) -> BinaryIO:
     raise OSError(errno.EINVAL, "not a file", str(path))
 
 
+def open_text(path: str | Path, encoding: str = "utf-8", newline: str | None = "") -> TextIO:
+    """Open a file to read its text, line ends as they stand. Raises OSError as open_regular."""
+    return io.TextIOWrapper(open_regular(path), encoding=encoding, newline=newline)
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a file. Raises OSError as open_regular."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def require_regular(path: str | Path) -> None:
+    """Raise OSError as open_regular: for a library that opens the file by its name."""
+    open_regular(path).close()
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let an OSError of the block that names no file (a full disk, a limit on sizes) name this."""
+    try:
+        yield
+    except OSError as error:
+        error.strerror = error.strerror or f"not written whole ({error})"  # as numpy says it
+        error.filename = error.filename or str(path)
+        raise
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; it takes the final name only on success.
 
-    An OSError that names no file (a full disk, a limit on sizes) is given the final name.
+    An OSError that names no file is given the final name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     temporary.touch(exist_ok=False)  # with the rights that the user's umask leaves
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
+        with naming(path):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -174,7 +202,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         building, old = Path(temporary) / "new", Path(temporary) / "old"
         building.mkdir()
-        yield building
+        with naming(folder):
+            yield building
         if folder.exists():
             folder.rename(old)
         try:
@@ -193,7 +222,8 @@ def publishing(staging: Path, folder: Path, last: str) -> Iterator[Path]:
     """
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    yield staging
+    with naming(folder):
+        yield staging
     names = sorted(os.listdir(staging), key=lambda name: (name == last, name))
     for name in names:
         with open(staging / name, "rb") as file:
@@ -276,8 +306,10 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: dict | list) -> None:
-    """Write JSON (UTF-8, indented), whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Write JSON (UTF-8, indented; what is not UTF-8 escaped), whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
+    write_text(path, f"{text}\n")
 
 
 def read_json(path: str | Path) -> dict:
@@ -286,8 +318,7 @@ def read_json(path: str | Path) -> dict:
     Raises UserError if the file is absent or is no JSON object.
     """
     try:
-        with open_regular(path) as file:
-            content = json.loads(file.read().decode())
+        content = json.loads(read_bytes(path).decode())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except RecursionError:
@@ -304,7 +335,7 @@ def read_csv(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 
     Blank lines are passed over. Raises UserError, naming the line, if the file is not CSV.
     """
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open_text(path, "utf-8-sig") as file:
         reader = csv.reader(file, strict=True)
         line = 1
         try:
@@ -329,7 +360,7 @@ def git_blob_id(path: str | Path) -> str:
 
 
 def _hash_file(path: str | Path, digest) -> str:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,17 +11,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import UserError, open_regular, read_json
+from utils import UserError
 from utils_backbones import Places, backbone_entry, backbone_folder
 from utils_evaluation import unit_features
 from utils_pickles import (
     load_pickle,
     one_line,
-    parse_array,
+    read_archive,
     read_array,
     read_rows,
     two_dimensional,
 )
+from utils_records import check_manifest, read_manifest
 from utils_retrieval import Assets
 from utils_storage import Features, features_folder, read_csv_columns
 from utils_texts import open_texts
@@ -72,7 +72,7 @@ def load_corpus(features_dir: str | Path, backbone: str, corpus: str) -> StoredA
     native, reference = folder / f"{corpus}.npy", folder / f"{corpus}.pkl"
     manifest = folder / f"{corpus}.json"
     if native.exists() and manifest.exists():
-        return StoredAsset({"feats": read_array(native)}, manifest, read_json(manifest))
+        return StoredAsset({"feats": read_array(native)}, manifest, read_manifest(manifest))
     if reference.exists():
         return StoredAsset(
             {"feats": read_rows(load_pickle(reference), "feats", reference)}, reference, None
@@ -142,9 +142,8 @@ def load_synthetic(synthetic_dir: str | Path | None, backbone: str) -> StoredAss
 
 def _load_npz(path: Path, names: list[str]) -> StoredAsset:
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as content:
-            arrays = {name: _read_member(content, name) for name in names}
-            manifest = json.loads(str(_read_member(content, "manifest")))
+        arrays = read_archive(path, [*names, "manifest"])
+        manifest = json.loads(str(arrays.pop("manifest")))
     except Exception as error:  # a hostile or cut file may raise anything
         raise UserError(f"{path} cannot be read ({one_line(error)}); make it again") from None
     if not isinstance(manifest, dict):
@@ -153,13 +152,7 @@ def _load_npz(path: Path, names: list[str]) -> StoredAsset:
         name: two_dimensional(np.atleast_2d(array), f"{path}, {name}")
         for name, array in arrays.items()
     }
-    return StoredAsset(arrays, path, manifest)
-
-
-def _read_member(content: zipfile.ZipFile, name: str) -> np.ndarray:
-    member = content.getinfo(f"{name}.npy")
-    with content.open(member) as file:
-        return parse_array(file, member.file_size)
+    return StoredAsset(arrays, path, check_manifest(manifest, path))
 
 
 def _model_of(manifest: dict | None) -> dict:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import UserError, sha256_file
+from utils import UserError, open_text, read_bytes, sha256_file
 
 if TYPE_CHECKING:
     from utils_task import Task
@@ -173,7 +173,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict]]:
 
     Raises UserError for a line that is no JSON object.
     """
-    with open(path, encoding="utf-8") as file:
+    with open_text(path) as file:
         try:
             for number, line in enumerate(file, 1):
                 place = f"{path}, line {number}"
@@ -290,7 +290,7 @@ def _find_mods(folder: Path, name: str, task: Task) -> Path:
 
 def _read_mods(path: Path) -> _Mods:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path).decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("modified_captions"), list):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils import UserError
+from utils import UserError, open_regular, read_bytes
 
 SPLITS = ("query", "database")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -158,8 +158,8 @@ class ImageStore:
         """
         try:
             if self.locate:
-                return self.locate(self.dataset.root, image_path).read_bytes()
-            return find_image(self.dataset, image_path).read_bytes()
+                return read_bytes(self.locate(self.dataset.root, image_path))
+            return read_bytes(find_image(self.dataset, image_path))
         except FileNotFoundError:
             shard, offset, size = self._find_in_shards(split, image_path)
         with open(shard, "rb") as file:
@@ -190,15 +190,19 @@ def _index_shards(dataset: Dataset, split: str) -> dict[str, tuple[Path, int, in
 def _read_places(shard: Path) -> Iterator[tuple[str, int, int]]:
     """The image path, offset and size of every sample of a shard (image and json members)."""
     paths, places = {}, {}
-    with tarfile.open(shard, "r:") as tar:
-        for member in tar:
-            folder, _, name = member.name.rpartition("/")
-            stem, _, extension = name.partition(".")  # as webdataset splits a member's name
-            key = (folder, stem)
-            if extension.lower().rpartition(".")[2] == "json":
-                paths[key] = json.load(tar.extractfile(member))["img_path"]
-            elif f".{extension.lower().rpartition('.')[2]}" in IMAGE_SUFFIXES:
-                places[key] = (member.offset_data, member.size)
+    try:
+        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")  # as webdataset splits a member's name
+                key = (folder, stem)
+                if extension.lower().rpartition(".")[2] == "json":
+                    paths[key] = str(json.load(tar.extractfile(member))["img_path"])
+                elif f".{extension.lower().rpartition('.')[2]}" in IMAGE_SUFFIXES:
+                    places[key] = (member.offset_data, member.size)
+    except Exception as error:  # tarfile's, the disk's, JSON's, a member without an img_path
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{shard} cannot be read ({reason}); fetch it again") from None
     for key, image_path in paths.items():
         if key in places:
             yield image_path, *places[key]

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
+import re
+import zipfile
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +24,8 @@ UNREADABLE = "make it readable, or extract the features again"
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """What an error says, on one line of at most `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """What an error says, on one line of at most `limit` characters, without memory addresses."""
+    text = re.sub(" at 0x[0-9a-f]+", "", " ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
@@ -67,12 +71,7 @@ def parse_array(file, size: int) -> np.ndarray:
     shape, fortran, dtype = read_npy_header(file)
     if dtype.hasobject:
         raise ValueError("it holds objects, not numbers")
-    held, claimed = size - file.tell(), dtype.itemsize * math.prod(shape)
-    if held != claimed:
-        problem = (
-            "bytes behind its last row" if held > claimed else "fewer bytes than its header says"
-        )
-        raise ValueError(f"it has {problem}")
+    _check_size(size - file.tell(), dtype.itemsize * math.prod(shape))
     return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran else "C").copy()
 
 
@@ -86,6 +85,39 @@ def read_array(path: Path) -> np.ndarray:
                 f"{path} is not a .npy file ({one_line(error)}); extract it again"
             ) from None
     return two_dimensional(array, str(path))
+
+
+def read_archive(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Arrays of a .npz file by name: these, or all there are. Raises anything if it is none."""
+    with open_regular(path) as file, zipfile.ZipFile(file) as content:
+        there = [name.removesuffix(".npy") for name in content.namelist()]
+        return {name: _read_member(content, name) for name in names or there}
+
+
+def _read_member(content: zipfile.ZipFile, name: str) -> np.ndarray:
+    member = content.getinfo(f"{name}.npy")
+    with content.open(member) as file:
+        return parse_array(file, member.file_size)
+
+
+def map_array(path: Path) -> np.ndarray:
+    """A .npy file's array, mapped to be read only. Raises ValueError unless it is one, whole."""
+    with open_regular(path) as file:
+        shape, fortran, dtype = read_npy_header(file)
+        if dtype.hasobject:
+            raise ValueError("it holds objects, not numbers")
+        offset = file.tell()
+        _check_size(os.fstat(file.fileno()).st_size - offset, dtype.itemsize * math.prod(shape))
+        if not math.prod(shape):
+            raise ValueError(f"{shape} holds no number")
+        return np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
+
+
+def _check_size(held: int, claimed: int) -> None:
+    if held > claimed:
+        raise ValueError("it has bytes behind its last row")
+    if held < claimed:
+        raise ValueError("it has fewer bytes than its header says")
 
 
 def two_dimensional(array: np.ndarray, name: str) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from methods import find_method, flags_of, list_methods
-from utils import UserError
+from utils import UserError, say
 from utils_backbones import Places
 from utils_runs import (
     Run,
@@ -189,7 +188,7 @@ class AllPlan(Plan):
         }
         missing = {name: reason for name, reason in why.items() if reason}
         for name, reason in missing.items():
-            print(f"left out: {name} ({reason})", file=sys.stderr)
+            say(f"left out: {name} ({reason})", error=True)
         if len(missing) == len(self.runs):
             raise UserError("no method has its inputs; the lines above say what is missing")
         return replace(self, left_out=frozenset(missing)), features
@@ -270,7 +269,7 @@ def _submissions(evaluation: Evaluation) -> dict[str, str]:
 
 def _warn(lines: Sequence[str]) -> None:
     for line in lines:
-        print(line, file=sys.stderr)
+        say(line, error=True)
 
 
 # ---------------------------------------------------------------------------------------------

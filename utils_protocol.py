@@ -14,8 +14,17 @@ import numpy as np
 
 from utils import UserError
 from utils_metrics import parse_measure
-from utils_runs import Protocol
-from utils_task import NO_SET, Column, RowSets, SetBuilder, Task, View, whole_gallery
+from utils_runs import Protocol, Run, shown_parameters
+from utils_task import (
+    NO_SET,
+    TABLE_COLUMNS,
+    Column,
+    RowSets,
+    SetBuilder,
+    Task,
+    View,
+    whole_gallery,
+)
 
 # Names of measures that people use, and the measure that each is.
 MEANT = {"mAP": "AP-S"}
@@ -100,6 +109,17 @@ def add_measures(task: Task, names: Sequence[str]) -> Task:
             raise UserError(f"--metrics {name}: the table has that column already; leave it")
         columns.append(Column(name, measure, task.main_view))
     return replace(task, columns=tuple(columns))
+
+
+def refuse_clashes(task: Task, runs: Sequence[Run]) -> None:
+    """Raise UserError for a column of the task's that is called like another of its table."""
+    parameters = {name for run in runs for name in shown_parameters(run.parameters)}
+    for column in (*task.columns, *task.means):
+        if column.name in {*TABLE_COLUMNS, *parameters}:
+            raise UserError(
+                f"{task.name}: the column {column.name!r} is called like another of the result "
+                "table, which would replace it; give it another name in benchmark.json"
+            )
 
 
 # ---------------------------------------------------------------------------------------------

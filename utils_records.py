@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils import UserError
+from utils import UserError, read_bytes, read_json
 
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 KINDS = {
@@ -75,7 +75,7 @@ def guess(word: str, known: Iterable[str], other_names: Mapping[str, str] | None
 
 def read_utf8(path: Path) -> str:
     """The text of a file, without a byte order mark."""
-    content = path.read_bytes()
+    content = read_bytes(path)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -163,3 +163,56 @@ def require_text(value: Any, what: str, where: Where) -> str:
 def require_label(value: Any, what: str, where: Where) -> str:
     """A text, or a whole number as text."""
     return str(value) if type(value) is int else require_text(value, what, where)
+
+
+# ---------------------------------------------------------------------------------------------
+# What the commands write themselves
+# ---------------------------------------------------------------------------------------------
+
+Form = Any  # None, a type, [form], {key: form}, {str: form}, or a tuple of these, see misfit
+
+# What manifests may hold; a key that is absent counts as null.
+MANIFEST = {
+    **dict.fromkeys(("kind", "name", "backbone", "precision", "save_dtype"), (str, None)),
+    "versions": (dict, None),
+    "sources": (dict, None),
+    "counts": ({str: int}, None),
+    "skipped": (
+        [{"image_path": str, "cause": (str, None), "row": (int, None), "split": (str, None)}],
+        None,
+    ),
+    "arrays": ({str: {"unit": (bool, None)}}, None),
+}
+
+
+def misfit(value: Any, form: Form, place: str = "") -> str | None:
+    """The first place ("queries.text") at which a JSON value has not its form, None if it has.
+
+    form: null, a type, a list of one form, an object of known keys or of any (str: form), or a
+    tuple of forms of which one fits.
+    """
+    if isinstance(form, tuple):
+        found = [misfit(value, own, place) for own in form]
+        return None if None in found else found[0]
+    if isinstance(form, list) and isinstance(value, list):
+        parts = ((item, form[0], f"{place}[{n}]") for n, item in enumerate(value))
+    elif isinstance(form, dict) and isinstance(value, dict):
+        forms = dict.fromkeys(value, form[str]) if str in form else form
+        parts = ((value.get(key), own, f"{place}.{key}".strip(".")) for key, own in forms.items())
+    else:
+        fits = value is None if form is None else type(value) is form
+        return None if fits else place or "it"
+    return next(filter(None, (misfit(*part) for part in parts)), None)
+
+
+def check_manifest(manifest: dict, path: Path) -> dict:
+    """The manifest itself. Raises UserError, naming the entry, if one is of another kind."""
+    wrong = misfit(manifest, MANIFEST)
+    if wrong:
+        raise UserError(f"{path}: {wrong} is not what a manifest holds there; make it again")
+    return manifest
+
+
+def read_manifest(path: Path) -> dict:
+    """Read a manifest. Raises UserError as read_json and check_manifest do."""
+    return check_manifest(read_json(path), path)

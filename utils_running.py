@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import UserError, code_version, select_device, sha256_file
+from utils import UserError, code_version, say, select_device, sha256_file
 from utils_backbones import Places
 from utils_plans import Output, Plan
 from utils_runs import Protocol
@@ -49,12 +49,14 @@ def run_plan(
                 describe_left_out,
                 describe_unranked,
                 left_out,
+                refuse_clashes,
             )
 
     features = loaded() if loaded else plan.read_features(places, dataset)
     check_folder(dataset, features)
     features = replace(features, task=apply_protocol(features.task, protocol))
     plan, features = plan.ready(features, places)
+    refuse_clashes(features.task, plan.runs)
     device = select_device(gpu)
     distinct = list(dict.fromkeys(plan.runs))
     ties = output.ties or features.task.ties
@@ -89,7 +91,7 @@ def run_plan(
     }
     plan.write([found[run] for run in plan.runs], facts, output)
     for line in (*describe_unranked(features.task), *describe_left_out(features.manifest)):
-        print(line, file=sys.stderr)
+        say(line, error=True)
 
 
 def _clamp_top_k(output: Output, task: Task) -> Output:

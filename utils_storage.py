@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import icir
-from utils import UserError, read_json, sha256_file
+from utils import UserError, open_text, read_json, require_regular, sha256_file
 from utils_backbones import backbone_folder
 from utils_pickles import (
     UNREADABLE,
@@ -30,6 +30,7 @@ from utils_pickles import (
     read_npy_header,
     read_rows,
 )
+from utils_records import check_manifest, read_manifest
 from utils_task import Task, load_task
 
 LABELS = list(icir.LABELS)
@@ -382,7 +383,7 @@ def _load_labelled(folder: Path, backbone: str, dataset: str) -> Features:
         query_files=_arrays(folder, "query"),
         database_files=_arrays(folder, "database"),
         source=folder / "manifest.json",
-        manifest=read_json(folder / "manifest.json"),
+        manifest=read_manifest(folder / "manifest.json"),
         **_inputs(folder),
     )
 
@@ -406,7 +407,7 @@ def _load_task_features(folder: Path, backbone: str, dataset: str) -> Features:
         query_files=_arrays(folder, "query"),
         database_files=_arrays(shared, "database") | _arrays(folder, "database"),
         source=folder / "manifest.json",
-        manifest=read_json(folder / "manifest.json"),
+        manifest=read_manifest(folder / "manifest.json"),
         image_row=image_row,
         text_row=text_row,
         **_inputs(folder),
@@ -429,9 +430,10 @@ def _inputs(folder: Path) -> dict:
         content = read_json(path)
         if content.get("kind") != "input":
             continue
-        for array, facts in content.get("arrays", {}).items():
-            found[array] = StoredInput(path, content.get("sources", {}).get("features", ""))
-            if not facts.get("unit", True):
+        check_manifest(content, path)
+        for array, facts in (content.get("arrays") or {}).items():
+            found[array] = StoredInput(path, (content.get("sources") or {}).get("features", ""))
+            if facts.get("unit") is False:
                 as_they_are.add(array.removeprefix("query_"))
     return {"inputs": found, "as_they_are": frozenset(as_they_are)}
 
@@ -476,7 +478,7 @@ def read_csv_columns(path: Path, columns: Sequence[str]) -> dict[str, list[str]]
     Raises UserError if the file is absent, no UTF-8, or has other columns.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open_text(path) as file:
             header, *rows = list(csv.reader(file, strict=True)) or [[]]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; {UNREADABLE}") from None
@@ -512,6 +514,7 @@ def _read_table(path: Path, columns: list[str], kind: str = "str") -> pd.DataFra
     """
     types = {name: kind if name in columns else "S1" for name in LABELS}
     try:
+        require_regular(path)
         table = pd.read_csv(path, dtype=types, keep_default_na=False, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; {UNREADABLE}") from None

@@ -37,9 +37,10 @@ class Table:
 def read_published(path: Path = PUBLISHED) -> list[Figure]:
     """The published figures, in their order. Raises UserError if the file is no such table."""
     try:
-        return [
-            Figure(*(row[name] for name in Figure.__annotations__)) for row in read_results(path)
-        ]
+        rows = read_results(path)
+        for row in rows:
+            _check_number(row["value"], path)
+        return [Figure(*(row[name] for name in Figure.__annotations__)) for row in rows]
     except KeyError as error:
         raise UserError(f"{path} has no column {error}") from None
 
@@ -56,6 +57,7 @@ def read_latest(folder: Path) -> list[Figure]:
         last = next(reversed(read_results(path)), {})
         if last.get("variant") != path.parent.name:
             continue
+        _check_row(path, last)
         suffix = backbone_suffix(last["backbone"])
         run = (last["variant"].removesuffix(suffix), last["dataset"], last["backbone"])
         figures = [Figure(*run, name, last[name]) for name in _columns_of(last) if last[name]]
@@ -69,6 +71,23 @@ def _columns_of(row: dict[str, str]) -> list[str]:
     """The columns of a task in a row of its table, which may be none: hidden ground truth."""
     names = list(row)[list(row).index("variant") + 1 :]
     return list(itertools.takewhile(lambda name: name != "queries", names))
+
+
+def _check_row(path: Path, row: dict[str, str]) -> None:
+    """Raise UserError if a row is not of a run, or holds what is no figure."""
+    if not {"backbone", "dataset"} <= row.keys():
+        raise UserError(f"{path} is not a table of results; move it away")
+    for name in _columns_of(row):
+        _check_number(row[name], path)
+
+
+def _check_number(text: str, path: Path) -> None:
+    """Raise UserError unless a cell is a figure, or none ("" or "-")."""
+    try:
+        if text not in ("", "-"):
+            float(text)
+    except ValueError:
+        raise UserError(f"{path}: {text!r} is no figure; move the file away") from None
 
 
 def tabulate(ours: Sequence[Figure], published: Sequence[Figure]) -> Table:
@@ -129,7 +148,7 @@ def _ordered(items: Iterable, usual: Iterable) -> list:
 
 
 def _cells(value: str | None, published: str | None) -> list[str]:
-    if value is None or published is None:
+    if value in (None, "-") or published is None:
         return [value or "", published or "", ""]
     return [value, published, f"{float(value) - float(published):+.2f}"]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils import UserError, locked, write_csv, write_text
+from utils import UserError, locked, open_text, printable, write_csv, write_text
 from utils_evaluation import Evaluation
 from utils_metrics import breakdown
 from utils_runs import Run
-from utils_task import Breakdown, Task
+from utils_task import TABLE_COLUMNS, Breakdown, Task
 from utils_values import query_values, write_values
 
 OPTIONAL = (
@@ -57,9 +57,9 @@ def show_percent(value: float) -> str:
 def group_counts(task: Task) -> dict[str, str]:
     """How many labels each tag has over which the task averages: {"instances": "202"}.
 
-    A count is left out whose name one of the task's own columns has.
+    A count is left out whose name another column of the table has.
     """
-    taken = {column.name for column in (*task.columns, *task.means)}
+    taken = {*TABLE_COLUMNS, *(column.name for column in (*task.columns, *task.means))}
     tags = dict.fromkeys(g.tag for column in task.columns for g in column.groups if g.tag)
     counts = {_plural(tag): str(len(_labels(task.queries.tags[tag]))) for tag in tags}
     return {name: count for name, count in counts.items() if name not in taken}
@@ -175,7 +175,7 @@ def read_results(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open_text(path) as file:
             rows = list(csv.DictReader(file, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a table of UTF-8 ({error}); move it away") from None
@@ -187,7 +187,9 @@ def read_results(path: Path) -> list[dict[str, str]]:
 def format_table(rows: Sequence[dict[str, str]], columns: Sequence[str]) -> str:
     """Rows for the console, numbers to the right; columns that no row fills are left out."""
     columns = [name for name in columns if any(row.get(name) for row in rows)]
-    table = pd.DataFrame([[row.get(name, "") for name in columns] for row in rows], columns=columns)
+    cells = [[printable(row.get(name, "")) for name in columns] for row in rows]
+    columns = list(map(printable, columns))
+    table = pd.DataFrame(cells, columns=columns)
     words = [name for name in columns if not table[name].map(_is_number).all()]
     width = {name: max(len(name), *table[name].map(len)) for name in words}
     formatters = {name: f"{{:<{width[name]}}}".format for name in words}

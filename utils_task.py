@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils import UserError, atomic_path, read_json, sha256_file, write_json
+from utils_records import misfit
 from utils_startup import Late
 
 np = Late("numpy")
@@ -216,6 +217,13 @@ class Column:
     measure: str
     view: str = "all"
     groups: tuple[Group, ...] = ()
+
+
+# The columns of every result table, which no column of a task may be called like.
+TABLE_COLUMNS = (
+    *("timestamp", "dataset", "backbone", "method", "variant", "queries", "seconds"),
+    *("tied_queries", "ties", "gallery", "left_out", "notes", "features", "version"),
+)
 
 
 @dataclass(frozen=True)
@@ -456,31 +464,67 @@ def save_task(task: Task, folder: Path) -> None:
     write_json(folder / "task.json", words)
 
 
+GROUP_FORM = {
+    **{"tag": (str, None), "how": str, "digits": (int, None), "only": (str, None)},
+    "rounding": str,
+}
+COLUMN = {"name": str, "measure": str, "view": str}
+WORDS = {  # of task.json
+    "name": str,
+    "gallery": {"path": [str], "note": ([str], None), "shared": (str, None), "own_mode": bool},
+    "queries": {
+        **{"key": [str], "images": [[str]], "text": [str], "texts": ([[str]], None)},
+        **{
+            "fields": {str: [(str, None)]},
+            "tags": {str: [(str, [str])]},
+            "shown": ({str: [str]}, None),
+        },
+    },
+    "views": [str],
+    "columns": [{**COLUMN, "groups": [GROUP_FORM]}],
+    "means": [{"name": str, "of": [str]}],
+    "submissions": [{"file": str, "view": str, "k": int, "layout": str}],
+    "breakdowns": [dict.fromkeys(("file", "column", "rows", "columns"), str)],
+    **{"ties": str, "sources": {str: str}, "notes": [str], "prompts": str, "numbers": str},
+}
+
+
 def load_task(folder: Path) -> Task:
     """Read what save_task wrote.
 
     Raises UserError if the files are absent, damaged, of two tasks, or of another version of the
     format.
     """
+    from utils_pickles import one_line, read_archive  # with numpy, which --help does not wait for
+
     words = read_json(folder / "task.json")
     if words.get("format") != FORMAT:
         raise UserError(f"{folder / 'task.json'} is of another version; extract the features again")
     try:
+        if wrong := misfit(words, WORDS):
+            raise ValueError(f"{wrong} of task.json is damaged")
         if sha256_file(folder / "task.npz") != words["numbers"]:
             raise ValueError("task.npz is damaged or of another task")
-        with np.load(folder / "task.npz", allow_pickle=False) as arrays:
-            return _build_task(words, dict(arrays))
+        return _build_task(words, read_archive(folder / "task.npz"))
     except FileNotFoundError:
         raise UserError(
             f"{folder / 'task.npz'} does not exist; extract the features again"
         ) from None
     except Exception as error:  # zip, header, missing keys: a damaged pair
-        problem = f"{folder}: task.json and task.npz do not fit ({error})"
+        problem = f"{folder}: task.json and task.npz do not fit ({one_line(error)})"
         raise UserError(f"{problem}; extract the features again") from None
 
 
 def _build_task(words: dict, arrays: dict[str, np.ndarray]) -> Task:
     gallery, queries = words["gallery"], words["queries"]
+    columns = [queries[name] for name in ("key", "images", "text", "texts")]
+    columns += [
+        own for part in ("fields", "tags", "shown") for own in (queries[part] or {}).values()
+    ]
+    if {len(own) for own in columns if own is not None} != {len(arrays["pool"])}:
+        raise ValueError("the columns of the queries are not of one length")
+    if len(gallery["note"] or gallery["path"]) != len(gallery["path"]):
+        raise ValueError("the gallery has not as many notes as images")
     tags = {
         name: [tuple(label) if isinstance(label, list) else label for label in labels]
         for name, labels in queries["tags"].items()

@@ -14,13 +14,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import UserError, read_json, write_csv, write_json
-from utils_task import Group
+from utils import UserError, open_text, read_json, write_csv, write_json
+from utils_records import misfit
+from utils_task import GROUP_FORM, Group
 
 if TYPE_CHECKING:
     from utils_task import Task
 
 FORMAT = 1  # of APs.json
+WORDS = {  # of APs.json
+    "labels": [str],
+    "image": (str, None),
+    "text": (str, None),
+    "averages": [
+        {
+            "name": str,
+            "values": (str, None),
+            "of": [str],
+            "groups": [GROUP_FORM],
+        }
+    ],
+    "tags": {str: [(str, [str])]},
+}
 AGAIN = "run run_retrieval.py again"
 
 
@@ -153,16 +168,18 @@ def read_values(folder: Path) -> QueryValues:
     if not words.is_file():
         raise UserError(f"{words} does not exist, {table.name} is of another version; {AGAIN}")
     described = read_json(words)
-    try:
-        names, averages = described["labels"], tuple(map(_average, described["averages"]))
-        tags = {name: list(map(_label, labels)) for name, labels in described["tags"].items()}
-        image, text = described["image"], described["text"]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{words} does not describe APs.csv ({error}); {AGAIN}") from None
+    wrong = misfit(described, WORDS)
+    if wrong:
+        raise UserError(f"{words} does not describe APs.csv ({wrong}); {AGAIN}")
+    names, averages = described["labels"], tuple(map(_average, described["averages"]))
+    tags = {name: list(map(_label, labels)) for name, labels in described["tags"].items()}
+    image, text = described["image"], described["text"]
     headers = list(dict.fromkeys(average.values for average in averages if average.values))
     rows = list(_read_rows_of_numbers(table, names, headers))
     if not rows:
         raise UserError(f"{table} has no queries; {AGAIN}")
+    if not names or len({*names}) < len(names) or not {image, text} <= {None, *names}:
+        raise UserError(f"{words} does not name the labels of APs.csv; {AGAIN}")
     if any(len(labels) != len(rows) for labels in tags.values()):
         raise UserError(f"{table} and {words.name} are of different runs; {AGAIN}")
     labels, values = zip(*rows, strict=True)
@@ -177,7 +194,9 @@ def read_values(folder: Path) -> QueryValues:
 
 
 def _average(words: dict) -> Average:
-    groups = tuple(Group(**group) for group in words["groups"])
+    groups = tuple(
+        Group(**{part: group.get(part) for part in GROUP_FORM}) for group in words["groups"]
+    )
     return Average(words["name"], words["values"], groups, tuple(words["of"]))
 
 
@@ -190,7 +209,7 @@ def _read_rows_of_numbers(
 ) -> Iterator[tuple[list[str], list[float]]]:
     """The labels and the values of every row of APs.csv."""
     columns = [*names, *headers]
-    with open(path, encoding="utf-8", newline="") as file:
+    with open_text(path) as file:
         reader = csv.reader(file, strict=True)
         try:
             if next(reader, None) != columns:

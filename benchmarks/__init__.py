@@ -9,14 +9,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import UserError, last_part
+from utils import UserError, last_part, say
 from utils_datasets import RESERVED_NAMES, Dataset, ImageStore
 
 if TYPE_CHECKING:
@@ -177,7 +176,7 @@ def find_images(dataset: str, data_dir: Path) -> ImageStore:
         whole = LIMITED.sub("", dataset)
         if whole != dataset:
             return find_images(whole, data_dir)
-        print(f"{error}; the report names the images that it cannot show", file=sys.stderr)
+        say(f"{error}; the report names the images that it cannot show", error=True)
         name = last_part(dataset)
         return ImageStore(Dataset(name, data_dir / name))
 

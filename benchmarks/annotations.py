@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import UserError, sha256_file
+from utils import UserError, read_bytes, sha256_file
 
 KINDS = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
 SHOWN = 60  # characters of a wrong value in a message
@@ -59,7 +59,7 @@ def load_json(path: Path) -> Any:
     Raises UserError if it is absent, truncated or damaged, or if an object has a key twice.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=_distinct_keys)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None

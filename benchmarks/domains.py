@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import Benchmark
-from utils import UserError, sha256_file
+from utils import UserError, open_text, sha256_file
 from utils_startup import Late
 from utils_task import (
     NO_SET,
@@ -175,7 +175,8 @@ def _read_class_names(path: Path) -> Iterator[tuple[str, str]]:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
+        with open_text(path, "utf-8-sig", newline=None) as file:
+            return file.read().split("\n")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; {HOW_TO_GET}") from None
     except UnicodeDecodeError as error:

@@ -44,6 +44,7 @@ PLACES = {  # folder of the task's paths -> where users have it
     ),
 }
 KS = (1, 2, 3)
+LARGEST = 1e9  # pixels of a box
 WHOLE = (0, 0, 0, 0)
 
 Picture = tuple[str, tuple[int, int, int, int]]  # path and box
@@ -61,8 +62,8 @@ def dilated_box(entry: Entry) -> Picture:
     rounded half to even.
     """
     numbers = entry.get("instance_bbox", list)
-    if len(numbers) != 4 or not all(isinstance(n, (int, float)) for n in numbers):
-        raise UserError(f"{entry.place}: 'instance_bbox' is {numbers}, not four numbers")
+    if len(numbers) != 4 or not all(map(_is_pixel, numbers)):
+        raise UserError(f"{entry.place}: 'instance_bbox' is {str(numbers)[:80]}, not four numbers")
     x, y, width, height = numbers
     if min(width, height) <= 0:
         raise UserError(f"{entry.place}: 'instance_bbox' is {numbers}, which has no area")
@@ -70,6 +71,10 @@ def dilated_box(entry: Entry) -> Picture:
     corners = left, top, left + (1 + DILATION) * width, top + (1 + DILATION) * height
     path = f"Visual_Genome/VG_All/{entry.get('image_id', int)}.jpg"
     return path, tuple(round(corner) for corner in corners)
+
+
+def _is_pixel(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < LARGEST
 
 
 TASKS = {

@@ -42,7 +42,17 @@ from utils_records import (
     require_text,
 )
 from utils_startup import Late
-from utils_task import NO_SET, Column, Group, Images, QueryTable, SetBuilder, Task, View
+from utils_task import (
+    NO_SET,
+    TABLE_COLUMNS,
+    Column,
+    Group,
+    Images,
+    QueryTable,
+    SetBuilder,
+    Task,
+    View,
+)
 
 np = Late("numpy")
 
@@ -169,6 +179,9 @@ def _read_columns(values: dict, place: Callable[[str], Where]) -> tuple[Column, 
     for name in names:
         if names.count(name) > 1:
             fail(where, f"two columns are called {name!r}")
+        if name in TABLE_COLUMNS:
+            problem = f"a column cannot be called {name!r}, as one of every result table is"
+            fail(where, f'{problem}; write another name in front of the "="')
     if not names:
         fail(where, f'"columns" is empty; leave it out for {", ".join(c.name for c in COLUMNS)}')
     groups = require(dict, values.get("groups", {}), '"groups"', place("groups"))

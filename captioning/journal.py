@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from utils import UserError
+from utils import UserError, naming, read_bytes
 
 
 class Journal:
@@ -26,7 +26,7 @@ class Journal:
     def append(self, entries: Iterable[dict]) -> None:
         """Add entries, which are on the disk when this returns. May be called from threads."""
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
-        with self._lock:
+        with self._lock, naming(self.path):
             self._file.write("".join(lines).encode())
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -45,7 +45,7 @@ def _read(path: Path) -> tuple[list[dict], int]:
     """The entries of a journal, and the byte at which the last whole one ends."""
     if not path.exists():
         return [], 0
-    content = path.read_bytes()
+    content = read_bytes(path)
     end = content.rfind(b"\n") + 1
     entries = []
     for number, line in enumerate(content[:end].splitlines(), 1):

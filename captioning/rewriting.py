@@ -19,7 +19,7 @@ from tqdm import tqdm
 from captioning.chat import Answer, Chat, Question
 from captioning.files import refuse_change, write_lines, write_manifest
 from captioning.journal import Journal
-from utils import UserError, sha256_file
+from utils import UserError, read_bytes, sha256_file
 from utils_captions import IMAGES, REWRITTEN, instructions, query_images, read_image_captions
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def read_prompt(path: Path | None, default: str) -> str:
     """The text of a prompt file, or our own of that name. Raises UserError if it is no text."""
     path = path or PROMPTS / f"{default}.txt"
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = read_bytes(path).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a text in UTF-8 ({error})") from None
     if not text:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 # Run from a script, Python looks for modules in data/; the shared ones lie one folder up.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import find_folder, list_benchmarks, missing_images
-from utils import UserError
+from utils import UserError, printable
 
 REPOSITORY = "NikosEfth/freedom"
 COMMIT = "5df4bca6f53b365ee2bc06da7b070bcdfdf2b516"
@@ -113,5 +113,5 @@ def describe_images(name: str, root: Path) -> str:
         return f"{root}: all {images} images of {name} are there"
     return (
         f"{root}: {len(missing)} of {images} images of {name} are missing, the first is "
-        f"{PurePosixPath(missing[0])}\n{IMAGES[name].format(root=root)}"
+        f"{printable(missing[0])}\n{IMAGES[name].format(root=root)}"
     )

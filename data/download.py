@@ -47,7 +47,7 @@ from data.transfer import (
     require_digest,
     write_record,
 )
-from utils import Parser, UserError, add_flag, git_blob_id, read_json, refuse_idle, run_command
+from utils import Parser, UserError, add_flag, git_blob_id, read_json, refuse_idle, run_command, say
 
 COMMIT = "463cc1d4881854f9667977b6dab0e775902ea760"  # of the reference repository
 ASSETS_URL = f"https://raw.githubusercontent.com/billpsomas/icir/{COMMIT}"
@@ -161,7 +161,8 @@ def fetch_annotations(
     placed = {path: Asset(*published) for path, published in files.items()}
     fetch_assets(placed, files_url or repository.url, overwrite)
     print(f"{repository.name} is published under {repository.licence}")
-    print("\n".join(annotation_files.describe_images(target, data_dir)))
+    for line in annotation_files.describe_images(target, data_dir):
+        say(line)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from tqdm.utils import CallbackIOWrapper
@@ -35,7 +35,7 @@ from data.transfer import (
     url_name,
     write_record,
 )
-from utils import UserError, sha256_file
+from utils import UserError, naming, sha256_file
 
 ARCHIVE_URL = "https://vrg.fel.cvut.cz/icir/icir_v1.0.0.tar.gz"
 HUB_DATASET = "billpsomas/icir"
@@ -195,11 +195,20 @@ def _write_member(source, path: Path) -> str:
     """Copy a member's bytes to a file and return their SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    with open(path, "wb") as file:
-        while chunk := source.read(CHUNK_BYTES):
+    with naming(path), open(path, "wb") as file:
+        for chunk in _chunks(source):
             digest.update(chunk)
             file.write(chunk)
     return digest.hexdigest()
+
+
+def _chunks(source) -> Iterator[bytes]:
+    """A member's bytes. Raises TarError for what a decompressor calls an error of the system."""
+    try:
+        while chunk := source.read(CHUNK_BYTES):
+            yield chunk
+    except OSError as error:
+        raise tarfile.ReadError(str(error)) from None
 
 
 def _data_set_folder(archive: Path, folder: Path) -> Path:

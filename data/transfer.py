@@ -17,7 +17,7 @@ from urllib.error import HTTPError
 
 from tqdm import tqdm
 
-from utils import UserError, git_blob_id, read_json, sha256_file, write_json
+from utils import UserError, git_blob_id, naming, read_json, sha256_file, write_json
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT = 60.0  # seconds without a byte from the server
@@ -112,7 +112,7 @@ def _receive(url: str, part: Path, bar: tqdm) -> None:
         require_space(part.parent, length or 0)
         bar.reset(total=total)
         bar.update(start)
-        with open(part, "ab" if resumed else "wb") as file:
+        with naming(part), open(part, "ab" if resumed else "wb") as file:
             while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)
                 bar.update(len(chunk))

@@ -16,6 +16,7 @@ from external.ids import (
     refuse_unknown,
 )
 from utils import UserError
+from utils_pickles import map_array, one_line, read_archive
 
 UNIT_TOLERANCE = 1e-3  # rows of lengths this near to 1 are of unit length
 
@@ -54,10 +55,9 @@ def _read_array(path: Path) -> np.ndarray:
         raise UserError(f"{path} is no file")
     try:
         if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = map_array(path)
         elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as content:
-                array = _only_one(dict(content), path)
+            array = _only_one(read_archive(path), path)
         elif path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
@@ -69,7 +69,7 @@ def _read_array(path: Path) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:  # each format's own; a pickle that would run code is one of them
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)})") from None
     if array.dtype.kind != "f":
         raise UserError(f"{path}: numbers of type {array.dtype}, where floats are due")
     return np.asarray(array, np.float32)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import UserError
+from utils import UserError, open_text
 from utils_task import Task
 
 ROW_NUMBER = re.compile(r"(?:query_|gallery_|q|d)(\d{6,})")
@@ -116,7 +116,7 @@ def read_ids(path: Path) -> list[str]:
     import csv
 
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open_text(path, "utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None

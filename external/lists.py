@@ -17,7 +17,8 @@ from external.ids import (
     query_ids,
     refuse_unknown,
 )
-from utils import UserError
+from utils import UserError, open_regular, read_bytes
+from utils_pickles import one_line
 from utils_task import Task
 
 HEADERS = ("version", "metric")  # of CIRR's files, beside the queries
@@ -113,7 +114,7 @@ def _read_file(path: Path) -> dict[str, list[tuple[str, float | None]]]:
         if path.suffix == ".parquet":
             lists = _collect(_parquet_rows(path), path)
         else:
-            text = path.read_text(encoding="utf-8-sig")
+            text = read_bytes(path).decode("utf-8-sig")
             if text.lstrip().startswith("{"):
                 lists = _json_lists(text, path)
             elif path.suffix == ".csv":
@@ -130,8 +131,8 @@ def _read_file(path: Path) -> dict[str, list[tuple[str, float | None]]]:
 def _json_lists(text: str, path: Path) -> dict[str, list[tuple[str, float | None]]]:
     try:
         content = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({one_line(error)})") from None
     lists = {}
     for query, entries in content.items():
         if query in HEADERS:
@@ -190,11 +191,12 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, str, float | None]]:
     try:
         import pandas as pd
 
-        table = pd.read_parquet(path)
+        with open_regular(path) as file:
+            table = pd.read_parquet(file)
     except ImportError:
         raise UserError(f"{path}: to read parquet, pip install pyarrow") from None
     except Exception as error:  # pyarrow raises its own kinds
-        raise UserError(f"{path} cannot be read ({error})") from None
+        raise UserError(f"{path} cannot be read ({one_line(error)})") from None
     if not {"query_id", "gallery_id"} <= set(table.columns):
         raise UserError(f"{path}: the columns query_id and gallery_id (and score) are expected")
     scores = table["score"].tolist() if "score" in table else [None] * len(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from benchmarks import read_task
 from external.results import External, ExternalFiles, read_external
-from utils import file_safe
+from utils import file_safe, say
 from utils_backbones import Places
 from utils_evaluation import Evaluation, plan_columns
 from utils_plans import Output, Plan, write_runs
@@ -55,7 +54,7 @@ class ExternalPlan(Plan):
     def ready(self, features: Features, places: Places) -> tuple[ExternalPlan, Features]:
         external = read_external(self.files, features)
         for line in external.lines:
-            print(line, file=sys.stderr)
+            say(line, error=True)
         return replace(self, external=external), external.features
 
     def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
@@ -66,7 +65,7 @@ class ExternalPlan(Plan):
         else:
             judged, said = mean_of_draws(evaluations)
         for line in said:
-            print(line, file=sys.stderr)
+            say(line, error=True)
         facts = {**facts, "notes": "; ".join(filter(None, [*notes, *said]))}
         write_runs(self.results, [judged], facts, output)
         print(f"written to {self.folder}")

@@ -14,6 +14,7 @@ from external.arrays import in_task_order, is_unit, read_embeddings
 from external.ids import gallery_ids, query_ids
 from external.lists import RankedLists, read_rankings
 from utils import UserError, sha256_file
+from utils_pickles import map_array, one_line
 from utils_retrieval import Gallery, Method, NoParameters, Queries
 from utils_storage import ArrayRows, Features
 from utils_task import NO_SET, Task
@@ -223,7 +224,7 @@ def _read_matrices(place: Path, task: Task) -> list:
     """(gallery rows, (queries, matrix)) of each block."""
     everything = np.arange(len(task.gallery))
     if place.is_file():
-        matrix = np.load(place, mmap_mode="r", allow_pickle=False)
+        matrix = _read_matrix(place)
         if matrix.ndim != 2:
             raise UserError(f"{place}: shape {matrix.shape}; queries times gallery rows are due")
         if len(matrix) != len(task.queries):
@@ -244,8 +245,19 @@ def _read_matrices(place: Path, task: Task) -> list:
             raise UserError(f"{path} does not exist; a matrix for each instance is expected")
         pool = int(task.pool[queries[0]])
         rows = everything if pool == NO_SET else task.sets[pool]
-        blocks.append((rows, (queries, np.load(path, mmap_mode="r", allow_pickle=False))))
+        blocks.append((rows, (queries, _read_matrix(path))))
     return blocks
+
+
+def _read_matrix(path: Path) -> np.ndarray:
+    """A matrix of a .npy file, mapped. Raises UserError if it is none, or of no numbers."""
+    try:
+        matrix = map_array(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a .npy file ({one_line(error)})") from None
+    if matrix.dtype.kind not in "fiu":
+        raise UserError(f"{path}: values of type {matrix.dtype}, where scores are due")
+    return matrix
 
 
 @dataclass(frozen=True, eq=False)

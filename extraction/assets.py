@@ -29,6 +29,8 @@ from extraction.stage import FileStage, NoRows, Rows, ShardStage, Stage, Summary
 from extraction.words import read_corpus
 from utils import UserError, atomic_path, publishing, read_csv, sha256_file, write_csv, write_json
 from utils_datasets import IMAGE_SUFFIXES
+from utils_pickles import one_line, read_archive
+from utils_records import check_manifest
 
 if TYPE_CHECKING:
     from utils_features import Encoder
@@ -303,10 +305,13 @@ def _plan_file(
 
 def _read_manifest(path: Path) -> dict:
     try:
-        with np.load(path, allow_pickle=False) as content:
-            return json.loads(str(content["manifest"]))
+        manifest = json.loads(str(read_archive(path, ["manifest"])["manifest"]))
+        return check_manifest(manifest, path)
+    except UserError:
+        raise
     except Exception as error:  # not a zip, not an array, not JSON
-        raise UserError(f"{path} cannot be read ({error}); --overwrite replaces it") from None
+        problem = f"{path} cannot be read ({one_line(error)})"
+        raise UserError(f"{problem}; --overwrite replaces it") from None
 
 
 def _write_arrays(path: Path, manifest: dict, arrays: dict) -> None:

@@ -33,7 +33,8 @@ from extraction.parts import Parts, cut_ranges, drop_parts, write_array
 from extraction.reading import FileImages
 from extraction.stage import WHOLE, FileStage, Picture, Rows, Stage, Summary
 from extraction.words import ContextWords, read_context_words
-from utils import UserError, publishing, read_json, refuse_idle, write_csv, write_json
+from utils import UserError, publishing, refuse_idle, say, write_csv, write_json
+from utils_records import read_manifest
 from utils_task import Task, first_rows, save_task, without_images
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _with_images(found: Found, task: Task, missing: str) -> Task:
     if not lost or missing == "leave":
         return task
     task = without_images(task, lost)
-    print(f"{what}; {task.notes[-1]}")
+    say(f"{what}; {task.notes[-1]}")
     return task
 
 
@@ -296,7 +297,7 @@ class TaskWork:
         stages = self._stages(settings)
         if is_finished(path, manifest, settings.overwrite, settings.skip_bad):
             drop_parts(parts.folder)
-            self._renew(read_json(path)["skipped"])
+            self._renew(read_manifest(path).get("skipped") or [])
             stages = []
         return Job(
             title=self.task.name,
@@ -341,7 +342,7 @@ class TaskWork:
         """Write the tables, the arrays, the task without what was left out, last the manifest."""
         skipped = _skipped(summaries)
         if self.task.gallery.shared:
-            skipped += read_json(self.gallery.folder / "manifest.json")["skipped"]
+            skipped += read_manifest(self.gallery.folder / "manifest.json").get("skipped") or []
         missing = {entry["image_path"] for entry in skipped}
         task = without_images(self.task, missing) if missing else self.task
         arrays = {stage.name: stage for stage in stages}

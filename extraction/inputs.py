@@ -22,7 +22,7 @@ from extraction.labelled import LabelledWork
 from extraction.manifest import describe, identify, is_finished
 from extraction.parts import Part, Parts, cut_ranges, drop_parts, write_array
 from extraction.stage import ImageStage, Picture, Rows, Stage, Summary
-from utils import UserError, publishing, sha256_file, write_json
+from utils import UserError, publishing, say, sha256_file, write_json
 from utils_inputs import Input, InputArray, Options, Produced, Words
 from utils_storage import Features
 from utils_text_tower import Replacement
@@ -265,7 +265,7 @@ def _report_cut(stage: InputStage, encoder: Encoder) -> int:
     texts = list(dict.fromkeys(text for own, _ in stage.rows.items for text in own))
     cut = encoder.find_cut_texts(texts)
     if cut:
-        print(
+        say(
             f"{stage.name}: {len(cut)} of {len(texts)} texts are longer than the backbone's "
             f"{encoder.context_length} tokens and were cut, the first {texts[cut[0]][:SHOWN]!r}..."
         )

@@ -17,7 +17,7 @@ from extraction.encoding import Clock, Run, Settings
 from extraction.parts import Parts, drop_parts
 from extraction.ranks import Beat, Ranks, Watch, find_ranks, wait_for
 from extraction.stage import Stage, Summary
-from utils import UserError, held, read_json, select_device, write_json
+from utils import UserError, held, naming, read_json, say, select_device, write_json
 from utils_features import load_encoder
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def run_job(job: Job, encoder: Encoder, settings: Settings, ranks: Ranks) -> Clo
     Raises UserError, with everything done so far safe on disk.
     """
     run = Run(encoder, job.parts, settings, Clock(), quiet=ranks.rank > 0, alone=ranks.world == 1)
-    with in_plain_words():
+    with in_plain_words(), naming(job.parts.folder):
         if ranks.world > 1:
             return _run_among_ranks(job, run, ranks)
         with held(job.parts.folder / "lock", "another run is at work on these features"):
@@ -184,7 +184,7 @@ def _drop_changed(parts: Parts, stage: Stage, before: dict) -> None:
     for unit, sizes in stage.fingerprint.get("shards", {}).items():
         if before.get(unit, sizes) != sizes:
             parts.drop(stage, unit)
-            print(f"{stage.name}: the shards of {unit} have changed; encoding them again")
+            say(f"{stage.name}: the shards of {unit} have changed; encoding them again")
 
 
 def _refuse_change(folder: Path, before: dict, now: dict) -> None:
@@ -232,6 +232,6 @@ def _finish(job: Job, settings: Settings, clock: Clock) -> None:
 def _report(name: str, summary: Summary) -> None:
     for entry in summary.skipped:
         row = f" row {entry['row']}" if entry["row"] else ""
-        print(f"skipped {name}{row}: {entry['image_path']}: {entry['cause']}")
+        say(f"skipped {name}{row}: {entry['image_path']}: {entry['cause']}")
     if summary.unmatched:
         print(f"{name}: {summary.unmatched} samples of the shards belong to no row; left out")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extraction.encoding import Settings
-from utils import UserError, code_version, read_json
+from utils import UserError, code_version
+from utils_records import read_manifest
 
 if TYPE_CHECKING:
     from utils_features import Encoder
@@ -67,7 +68,7 @@ def is_finished(
     manifest: dict,
     overwrite: bool,
     skip_bad: bool,
-    read: Callable[[Path], dict] = read_json,
+    read: Callable[[Path], dict] = read_manifest,
 ) -> bool:
     """Whether a finished run of the same features is there, which is then said.
 

@@ -10,7 +10,6 @@ import multiprocessing
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from extraction.warned import named_warnings
 from utils import UserError, open_regular
 from utils_datasets import IMAGE_SUFFIXES
 from utils_features import BadImage, decode_image
@@ -60,7 +60,7 @@ class Chunk:
     def add(self, item: int, name: str, read: Callable, preprocess: Callable) -> None:
         """Read and preprocess one image, or note why it cannot be."""
         try:
-            with _named_warnings(name):
+            with named_warnings(name):
                 image = preprocess(read())
         except FileNotFoundError:
             self.bad.append((item, name, "no such file"))
@@ -80,18 +80,6 @@ class Chunk:
             if torch.utils.data.get_worker_info():
                 self.images = _hand_over(self.images)
         return self
-
-
-@contextlib.contextmanager
-def _named_warnings(name: str) -> Iterator[None]:
-    """Print what a decoder warns of with the image's name."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            yield
-        finally:
-            for warning in dict.fromkeys(str(warning.message) for warning in caught):
-                print(f"{name!a}: {' '.join(warning.split())}", file=sys.stderr)
 
 
 def _hand_over(images: torch.Tensor) -> torch.Tensor | np.ndarray:

@@ -13,7 +13,7 @@ import pandas
 from report.bootstrap import RESAMPLES, compare_means
 from report.plots import draw_pair, new_figure, write_numbers
 from report.render import render
-from utils import UserError, whole_folder
+from utils import UserError, say, whole_folder
 from utils_values import QueryValues, read_values
 
 LISTED = 20  # queries listed as won and as lost
@@ -189,7 +189,8 @@ def _find_report(run: Path, folder: Path) -> str | None:
 
 def _print_comparison(comparison: Comparison, own: QueryValues) -> None:
     means, outer = comparison.means, own.outer_tag
-    print(f"A: {comparison.a}\nB: {comparison.b}")
+    say(f"A: {comparison.a}")
+    say(f"B: {comparison.b}")
     width = max(8, *means["mean"].map(len))
     by_group = f"   {'by ' + outer:>18}" if outer else ""
     print(f"{'':{width}}{'A':>8}{'B':>8}{'B - A':>8}   {'95 % over queries':>18}{by_group}")
@@ -205,7 +206,7 @@ def _print_comparison(comparison: Comparison, own: QueryValues) -> None:
             named = ", ".join(row[header] for header in own.others)
             text = f"{row[own.text]!r}, " if own.text else ""
             image = f" ({row[own.image]})" if own.image else ""
-            print(f"  {row['difference']:+7.2f}  {text}{named}{image}")
+            say(f"  {row['difference']:+7.2f}  {text}{named}{image}")
 
 
 def _interval(low: float, high: float) -> str:

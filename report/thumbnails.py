@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import shutil
-import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from utils import atomic_path
+from utils import atomic_path, say
 from utils_datasets import IMAGE_FORMATS
 
 if TYPE_CHECKING:
@@ -139,8 +138,8 @@ def say_what_is_missing(pictures: dict[Crop, Picture]) -> None:
     missing = [(crop.path, own) for crop, own in pictures.items() if not own.name]
     if missing:
         path, picture = missing[0]
-        print(
+        say(
             f"warning: {len(missing)} of {len(pictures)} images have no picture in the report, "
             f"the first is {path} ({picture.cause})",
-            file=sys.stderr,
+            error=True,
         )

@@ -6,19 +6,26 @@ import io
 import json
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from native import world_arguments, write_native_world
+from test_caption_files import small_task
 
 import run_retrieval
-from utils import UserError, read_json
+from utils import UserError, read_json, write_json
 from utils_assets import load_mean, load_synthetic, mean_path, synthetic_path
 from utils_evaluation import unit_features
 from utils_pickles import load_pickle, read_array, read_labels, read_rows
+from utils_protocol import refuse_clashes
+from utils_records import read_manifest
+from utils_runs import Setting
 from utils_storage import MappedRows
+from utils_task import Column
+from utils_values import read_values
 
 
 def make_npy(shape: str, data: bytes = b"", descr: str = "<f4") -> bytes:
@@ -184,3 +191,50 @@ def test_what_a_killed_run_left_is_removed(native):
     run_retrieval.main(flags)
     assert not left.exists()
     assert table.exists()
+
+
+def words_of(folder: Path) -> dict:
+    return json.loads((folder / "APs.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("labels", [[]]), ("labels", []), ("image", "x"), ("averages", [5]), ("tags", {"a": [None]})],
+)
+def test_values_that_do_not_describe_their_table(native, place, value):
+    run_retrieval.main([*world_arguments(native), "--method", "text"])
+    (table,) = (native / "results").rglob("text*/APs.csv")
+    before = (table.parent / "APs.json").read_text()
+    write_json(table.parent / "APs.json", words_of(table.parent) | {place: value})
+    with pytest.raises(UserError, match=r"APs\.(json|csv)") as caught:
+        read_values(table.parent)
+    one_line(caught)
+    (table.parent / "APs.json").write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("counts", {"query": "5"}),
+        ("skipped", 7),
+        ("skipped", [[]]),
+        ("skipped", [{"image_path": None}]),
+        ("sources", []),
+        ("precision", {}),
+        ("arrays", {"query_x": 5}),
+    ],
+)
+def test_manifests_of_other_types(tmp_path, key, value):
+    write_json(tmp_path / "manifest.json", {"model": {"model": "x"}, key: value})
+    with pytest.raises(UserError, match=rf"manifest\.json: {key}") as caught:
+        read_manifest(tmp_path / "manifest.json")
+    one_line(caught)
+
+
+def test_a_column_called_like_a_parameter_is_refused():
+    task = small_task()
+    clash = replace(task, columns=(Column("aa", "AP-T"),))
+    runs = [Setting({}, True, "x", "clip").run("basic")]
+    refuse_clashes(task, runs)
+    with pytest.raises(UserError, match="the column 'aa' is called like another"):
+        refuse_clashes(clash, runs)

@@ -238,5 +238,5 @@ def test_warnings_name_the_image(capsys):
 
     chunk = Chunk(Unit("0"))
     chunk.add(0, "a\nb.png", read, lambda image: torch.zeros(3, *image.size))
-    assert capsys.readouterr().err == "'a\\nb.png': odd palette\n"
+    assert capsys.readouterr().err == "a\\nb.png: odd palette\n"
     assert chunk.ids == [0]

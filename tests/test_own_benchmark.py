@@ -540,3 +540,10 @@ def test_a_random_folder_is_what_was_written(tmp_path, seed):
         labels = [query["tags"][tag] for query in queries]
         written = [tuple(label) if isinstance(label, list) else label for label in labels]
         assert list(task.queries.tags[tag]) == written
+
+
+@pytest.mark.parametrize("name", ["seconds", "queries", "method", "ties", "timestamp"])
+def test_columns_are_not_called_like_those_of_every_table(tmp_path, name):
+    root = write(tmp_path, settings={"columns": ["mAP = AP-T", f"{name} = Hit@1"]})
+    with pytest.raises(UserError, match=rf"benchmark\.json.*column cannot be called '{name}'"):
+        read(root)
