@@ -133,7 +133,7 @@ def extract(args: argparse.Namespace) -> None:
     """Encode what the flags name, or say that it is there already."""
     from extraction.encoding import Settings
     from extraction.job import make_features
-    from extraction.ranks import find_ranks
+    from utils_ranks import find_ranks
 
     ranks = find_ranks(os.environ)
     if args.inputs and ranks.world > 1:

@@ -15,10 +15,11 @@ import torch
 
 from extraction.encoding import Clock, Run, Settings
 from extraction.parts import Parts, drop_parts
-from extraction.ranks import Beat, Ranks, Watch, find_ranks, wait_for
+from extraction.ranks import Beat, Watch, wait_for
 from extraction.stage import Stage, Summary
 from utils import UserError, held, naming, read_json, say, select_device, write_json
 from utils_features import load_encoder
+from utils_ranks import Ranks, device_index, find_ranks
 
 if TYPE_CHECKING:
     from utils_features import Encoder
@@ -60,21 +61,12 @@ def make_features(
     Raises UserError, with everything done so far safe on disk.
     """
     ranks = find_ranks(os.environ)
-    device = select_device(_device_index(gpu, ranks))
+    device = select_device(device_index(gpu, ranks))
     with in_plain_words():
         encoder = load_encoder(settings.backbone, device, settings.precision)
     for work in works:
         job = work.plan(settings, encoder)
         yield job, run_job(job, encoder, settings, ranks) if job.stages else None
-
-
-def _device_index(gpu: int, ranks: Ranks) -> int:
-    """The GPU asked for or, of several ranks, the one of the local rank among those it sees."""
-    if ranks.world == 1 or gpu < 0:
-        return gpu
-    if gpu:
-        raise UserError(f"--gpu {gpu}: several ranks take a GPU each; leave it, or give -1")
-    return ranks.local % max(1, torch.cuda.device_count())
 
 
 def run_job(job: Job, encoder: Encoder, settings: Settings, ranks: Ranks) -> Clock | None:

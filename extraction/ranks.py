@@ -8,8 +8,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils import UserError
@@ -17,30 +16,6 @@ from utils import UserError
 BEAT_SECONDS = 1.0  # between two signs of life of a rank
 FIRST_SIGN_FACTOR = 5  # a rank's first sign may take longer than the others: it loads the model
 POLL_SECONDS = 0.5  # between two looks at what other ranks have done
-
-# Variables of rank, world size and local rank. SLURM's count inside an srun step only: a batch
-# script itself runs once, however many tasks it was given.
-LAUNCHERS = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-)
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Which of `world` processes this is; `local` numbers those of one machine."""
-
-    rank: int = 0
-    world: int = 1
-    local: int = 0
-
-
-def find_ranks(environment: Mapping[str, str]) -> Ranks:
-    """The place of this process as torchrun or srun tell it; alone if neither does."""
-    for names in LAUNCHERS:
-        if all(name in environment for name in names):
-            return Ranks(*(int(environment[name]) for name in names))
-    return Ranks()
 
 
 class Beat:

@@ -34,11 +34,12 @@ import create_features
 from extraction.encoding import Settings
 from extraction.job import Job, run_job
 from extraction.parts import Part, Parts, cut_ranges, write_array
-from extraction.ranks import Beat, Ranks, Watch, find_ranks
+from extraction.ranks import Beat, Watch
 from extraction.reading import FileImages, index_samples
 from extraction.stage import FileStage, Rows, Stage
 from utils import UserError, held, locked
 from utils_features import Preprocess, load_encoder
+from utils_ranks import Ranks, find_ranks
 
 SMALL_PARTS = ("--part_rows", "8")
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
