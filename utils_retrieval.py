@@ -27,6 +27,7 @@ EXPANSION_TEMPERATURE = 0.1  # weights exp(0.1 s) of the neighbours, exp(0.1) of
 COVARIANCE_OFFSET = 1e-5  # added to every entry of C, as the reference does
 ZERO_EIGENVALUE = 1e-9  # of the largest in size; rounding makes about 1e-14 of zero
 SYNTHETIC_ROWS_AT_ONCE = 4096
+PAIRS_HELD = 1 << 24  # similarities that are held together while the nearest rows are found
 PAIRS_WORTH_SHARING = 1 << 22  # of a product on a CPU, from which equal vectors are looked for
 
 
@@ -189,8 +190,11 @@ class Gallery:
 
     def nearest(self, vectors: Tensor, k: int, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k most similar rows (or all), best first: their similarity and number, (V, k)."""
-        similarity = self.similarity(vectors, mean)
-        return similarity.topk(min(k, similarity.shape[1]), dim=1)
+        import torch
+
+        k, size = min(k, len(self)), max(1, PAIRS_HELD // len(self))
+        found = [self.similarity(some, mean).topk(k, dim=1) for some in vectors.split(size)]
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def mean(self, of: str = "image") -> Tensor:
         """The mean of X, (D,)."""
@@ -274,7 +278,8 @@ class Method:
     """A method, as its file under methods/ declares it.
 
     parameters: a frozen dataclass whose fields are flags. scores(states, queries, gallery) yields
-    one (Q, N) matrix for each point; a row's score depends on the state and on that row alone.
+    one (Q, N) matrix for each point; a row's score depends on the state and on that row alone, and
+    the vectors that it compares with the gallery are those of the queries, Q of them, in order.
     preset: the published settings; presets: what departs from them on some data sets, by name.
     reads: the query features and gallery_reads the database features it works on, by name.
     prepare(points, assets) -> states: once a run, what no gallery changes. observe(states, queries,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAME_IMAGE = 0.98  # query images whose best similarities are all as high are in the gallery
-PAIRS_AT_ONCE = 1 << 24  # similarities of images to images or words that are held together
+PAIRS_AT_ONCE = 1 << 24  # similarities of images to words that are held together
 
 
 @dataclass(frozen=True)
@@ -168,12 +168,8 @@ def find_proxies(images: Tensor, gallery: Gallery, k: int) -> Tensor:
     """
     import torch
 
-    parts = [
-        gallery.nearest(some, k) for some in images.split(max(1, PAIRS_AT_ONCE // len(gallery)))
-    ]
-    best = torch.cat([similarity[:, 0] for similarity, _ in parts])
-    rows = torch.cat([rows for _, rows in parts])
-    if best.min() >= SAME_IMAGE:
+    similarity, rows = gallery.nearest(images, k)
+    if similarity[:, 0].min() >= SAME_IMAGE:
         return rows
     own = torch.arange(len(gallery), len(gallery) + len(images), device=rows.device)
     return torch.cat([own[:, None], rows[:, : k - 1]], dim=1)
