@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distractors.flags import FLAGS as DISTRACTOR_FLAGS
+from distractors.flags import adding, asked_for
 from methods import MethodFlag, list_flags, list_methods
 from utils import (
     TIE_RULES,
@@ -35,6 +38,7 @@ from utils_runs import Protocol, Setting
 from utils_startup import quick_exit
 
 if TYPE_CHECKING:
+    from distractors.running import Added
     from external.results import ExternalFiles
 
 USUAL_SYNTHETIC = "synthetic_data"  # a folder of that name is no departure
@@ -63,6 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_output(parser.add_argument_group("output"))
     _add_several(parser.add_argument_group("several runs at once"))
     _add_external(parser.add_argument_group("results of other systems"))
+    group = parser.add_argument_group("distractors")
+    for name, options in DISTRACTOR_FLAGS.items():
+        add_flag(group, name, **options)
     return parser
 
 
@@ -281,18 +288,33 @@ def main(argv: list[str]) -> None:
         (dataset,) = args.dataset
         print("\n".join(check_file(read_task(dataset, args.data_dir), args.check_submission)))
         return
-    plans = {dataset: plan_of(args, dataset) for dataset in args.dataset}
+    asked = asked_for(vars(args), not (args.sweep or args.ablation))
+    with adding(asked, args.results_dir) as every:
+        _run_all(args, every)
+
+
+def _run_all(args: argparse.Namespace, every: Sequence[Added | None]) -> None:
+    """Run each data set's plan, with each number of distractors where these are added."""
+    plans = {
+        (dataset, added): plan_of(args, dataset, added.words if added else ())
+        for dataset in args.dataset
+        for added in every
+    }
     places = Places(args.features_dir, args.data_dir, args.path_to_synthetic_data)
     for plan in plans.values():
         for folder in plan.folders:
             require_writable(folder, "--results_dir")
-        if len(plans) > 1:
+        if len(args.dataset) > 1:
             _require_features(places, plan)
-    for dataset, plan in plans.items():
+    for (dataset, added), plan in plans.items():
         page = page_writer(places, dataset, args.top_k) if args.report else None
         with plan.painter() as painter:
             output = Output(args.ties, args.top_k, page, painter, args.export, args.export_k)
-            run_plan(plan, places, dataset, args.gpu, protocol_of(args), output)
+            run_plan(plan, places, dataset, args.gpu, protocol_of(args), output, added)
+    if len(every) > 1:
+        from distractors.running import write_curves
+
+        write_curves(plans)
 
 
 def _require_features(places: Places, plan: Plan) -> None:
@@ -325,8 +347,11 @@ def _print_table(results: Path) -> None:
         print(f"written to {path}")
 
 
-def plan_of(args: argparse.Namespace, dataset: str) -> Plan:
-    """What the flags ask for. Raises UserError for flags that contradict each other."""
+def plan_of(args: argparse.Namespace, dataset: str, words: tuple[str, ...] = ()) -> Plan:
+    """What the flags ask for. words: what else the names of results say.
+
+    Raises UserError for flags that contradict each other.
+    """
     _check_combination(args)
     name = dataset_name(dataset, args.data_dir)
     synthetic = args.path_to_synthetic_data
@@ -336,7 +361,7 @@ def plan_of(args: argparse.Namespace, dataset: str) -> Plan:
         use_preset=args.use_preset,
         dataset=name,
         backbone=args.backbone,
-        words=(*protocol_of(args).words, *ties),
+        words=(*protocol_of(args).words, *ties, *words),
         synthetic=_unusual(synthetic),
     )
     results = args.results_dir / name

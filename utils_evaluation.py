@@ -340,7 +340,7 @@ def _evaluate(
             name: _collect(parts, [part[name] for part in own], *views[name], tops.get(name, 0))
             for name in views
         }
-        values = _measure(features.task, rankings)
+        values = measure_columns(features.task, rankings)
         columns = averaged(values)
         evaluations.append(
             Evaluation(run, features.backbone, features.task, rankings, values, columns, 0.0)
@@ -380,7 +380,9 @@ def _collect(
     return Ranking(positives, ranks, tied, top_rows, top_scores)
 
 
-def _measure(task: Task, rankings: Mapping[str, Ranking]) -> dict[tuple[str, str], np.ndarray]:
+def measure_columns(
+    task: Task, rankings: Mapping[str, Ranking]
+) -> dict[tuple[str, str], np.ndarray]:
     """Every measure of the task's columns, for each query."""
     values = {}
     for name, view in dict.fromkeys((column.measure, column.view) for column in task.columns):

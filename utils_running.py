@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from utils import UserError, code_version, say, select_device, sha256_file
 from utils_backbones import Places
 from utils_plans import Output, Plan
+from utils_ranks import device_index
 from utils_runs import Protocol
 from utils_startup import beside, quick_imports
 
 if TYPE_CHECKING:
+    from distractors.running import Added
     from utils_evaluation import Evaluation
     from utils_storage import Features
     from utils_task import Task
@@ -25,11 +27,18 @@ REPORT_TOP_K = 10
 
 
 def run_plan(
-    plan: Plan, places: Places, dataset: str, gpu: int, protocol: Protocol, output: Output
+    plan: Plan,
+    places: Places,
+    dataset: str,
+    gpu: int,
+    protocol: Protocol,
+    output: Output,
+    added: Added | None = None,
 ) -> None:
     """Load what the plan's runs need, evaluate them in one pass, print and write their tables.
 
-    dataset: its name or folder, as given. gpu: CUDA device, -1 for the CPU.
+    dataset: its name or folder, as given. gpu: CUDA device, -1 for the CPU. added: distractors; of
+    several ranks that share these the first one prints and writes.
     """
     backbone, name = plan.setting.backbone, plan.setting.dataset
     with quick_imports():
@@ -57,28 +66,34 @@ def run_plan(
     features = replace(features, task=apply_protocol(features.task, protocol))
     plan, features = plan.ready(features, places)
     refuse_clashes(features.task, plan.runs)
-    device = select_device(gpu)
+    device = select_device(device_index(gpu, added.group.ranks) if added else gpu)
     distinct = list(dict.fromkeys(plan.runs))
     ties = output.ties or features.task.ties
     output = _clamp_top_k(output, features.task)
     top_k = output.top_k or (REPORT_TOP_K if output.page else 0)
+    assets = load_assets(places, features, distinct, device)
     try:
-        evaluated = evaluate(
-            features,
-            distinct,
-            load_assets(places, features, distinct, device),
-            device,
-            ties=ties,
-            tops=_rankings(features.task, top_k, output),
-            progress=lambda blocks, count: tqdm(
-                blocks, total=count, unit="gallery", disable=None, leave=False
-            ),
-        )
+        if added:
+            evaluated = added.evaluate(features, distinct, assets, device, ties)
+        else:
+            evaluated = evaluate(
+                features,
+                distinct,
+                assets,
+                device,
+                ties=ties,
+                tops=_rankings(features.task, top_k, output),
+                progress=lambda blocks, count: tqdm(
+                    blocks, total=count, unit="gallery", disable=None, leave=False
+                ),
+            )
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"the GPU's memory does not hold the work ({str(error).splitlines()[0]}); sweep fewer "
             "values at a time, or use the CPU with --gpu -1"
         ) from error
+    if added and not added.is_first:
+        return
     found = dict(zip(distinct, evaluated, strict=True))
     facts = {
         "dataset": features.dataset,
@@ -88,6 +103,7 @@ def run_plan(
         "notes": "; ".join(features.task.notes),
         "features": manifest_hash(features),
         "version": code_version() or "unknown",
+        **(added.facts if added else {}),
     }
     plan.write([found[run] for run in plan.runs], facts, output)
     for line in (*describe_unranked(features.task), *describe_left_out(features.manifest)):

@@ -19,7 +19,7 @@ COMMANDS = ("create_captions", "create_features", "run_retrieval")
 FLOORS = (
     COMMANDS,
     (
-        *("captioning", "external", "extraction", "report"),
+        *("captioning", "distractors", "external", "extraction", "report"),
         *("utils_plans", "utils_running", "utils_summary", "utils_tables"),
     ),
     ("utils_assets", "utils_blocks", "utils_evaluation", "utils_texts"),
@@ -31,7 +31,7 @@ FLOORS = (
     (
         *("utils_backbones", "utils_captions", "utils_datasets", "utils_features"),
         *("utils_inputs", "utils_metrics", "utils_model_files", "utils_pickles"),
-        *("utils_records", "utils_retrieval", "utils_task", "utils_text_tower"),
+        *("utils_ranks", "utils_records", "utils_retrieval", "utils_task", "utils_text_tower"),
     ),
     ("utils", "utils_startup"),
 )

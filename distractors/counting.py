@@ -1,0 +1,445 @@
+"""How many rows of a pool score above each positive, and how many as high: a pass without a matrix.
+
+What a measure needs of distractors is, for each positive, how many of them rank before it. The
+positives' scores (thresholds) are computed first, in float64; then rows are scored a few at a time
+in float32 as in every evaluation, by one product for all vectors that all methods compare them
+with, and counted. A row whose score lies within the margin of a threshold is scored once more, in
+float64, so that what is counted depends neither on how rows are cut into blocks nor on the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distractors.pool import rows_at_once
+from utils_retrieval import Gallery, Method, Queries, Rows, equal_rows
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+LEAST_MARGIN = 1e-6  # relative to the largest threshold: float32 products of unit vectors err less
+MARGIN_FACTOR = 32  # times the largest float32 error that the positives' scores show
+EQUAL = 1e-12  # float64 scores that differ less are of equal rows
+COMPARED_FOR_SORTED = 4  # a score is sorted in the time of so many comparisons with thresholds
+NUMBERS_AT_ONCE = 1 << 22  # of the rows of pairs that are scored together in float64
+NEAR_OF_A_QUERY = 8  # rows near a threshold, on average, after which they are scored again
+
+
+# ---------------------------------------------------------------------------------------------
+# Parts: some queries with what a method observed for them
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some queries as a method sees them: its observed points, R of them, one for each run.
+
+    runs: the numbers of their runs. query, row: int64 (P,), the positives by the place of their
+    query in the part and by their row of the task's gallery, sorted by query.
+    """
+
+    method: Method
+    points: Sequence[Any]
+    runs: Sequence[int]
+    queries: Queries
+    query: np.ndarray
+    row: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.queries.number)
+
+    def scores(self, gallery: Gallery) -> Iterator[Tensor]:
+        """The scores of a gallery's rows in each run, (Q, n) each; nothing is remembered."""
+        return self.method.scores(self.points, replace(self.queries, _compared={}), gallery)
+
+
+@dataclass(frozen=True, eq=False)
+class Listening(Gallery):
+    """A gallery that notes the vectors it is asked to compare: (kind, vectors, mean or None)."""
+
+    asked: list[tuple[str, Tensor, Tensor | None]] = field(default_factory=list)
+
+    def similarities(self, parts: Mapping, of: str = "image") -> dict:
+        self.asked.extend((of, vectors, mean) for vectors, mean in parts.values())
+        return super().similarities(parts, of)
+
+
+@dataclass(frozen=True, eq=False)
+class Answering(Gallery):
+    """A gallery whose similarities are computed already, in the order in which they are asked."""
+
+    found: Iterator[Tensor] = field(default_factory=lambda: iter(()))
+
+    def similarities(self, parts: Mapping, of: str = "image") -> dict:
+        return {name: next(self.found) for name in parts}
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs(Gallery):
+    """A gallery in which every query has K rows of its own: raw (Q, K, D), length (Q, K)."""
+
+    def similarities(self, parts: Mapping, of: str = "image") -> dict:
+        rows, found = self.kinds[of], {}
+        for name, (vectors, mean) in parts.items():
+            vectors = vectors.to(rows.raw.dtype)
+            found[name] = (rows.raw * vectors[:, None]).sum(2) / rows.length
+            if mean is not None:
+                found[name] -= (vectors @ mean.to(vectors.dtype))[:, None]
+        return found
+
+
+def pair_scores(
+    part: Part, query: np.ndarray, raw: Mapping[str, Tensor], dtype: torch.dtype
+) -> Tensor:
+    """The scores of single (query, row) pairs in every run: (R, E) of that type.
+
+    query: int64 (E,), places in the part. raw: the rows of the pairs by kind, (E, D).
+    """
+    import torch
+
+    device = next(iter(raw.values())).device
+    order = np.argsort(query, kind="stable")
+    count = np.bincount(query, minlength=len(part))
+    slot = np.empty_like(query)
+    slot[order] = np.arange(len(query)) - np.repeat(np.cumsum(count) - count, count)
+    found = torch.empty((len(part.points), len(query)), dtype=dtype, device=device)
+    wide = max(values.shape[1] for values in raw.values())
+    at_once = max(1, NUMBERS_AT_ONCE // (len(part) * wide))
+    for first in range(0, int(count.max(initial=0)), at_once):
+        some = np.flatnonzero((slot >= first) & (slot < first + at_once))
+        cells = tuple(torch.from_numpy(i[some]).to(device) for i in (query, slot - first))
+        slots = min(at_once, int(slot.max()) + 1 - first)
+        place = torch.from_numpy(some).to(device)
+        kinds = {}
+        for name, values in raw.items():
+            own = torch.ones((len(part), slots, values.shape[1]), dtype=dtype, device=device)
+            own[cells] = values[place].to(dtype)
+            kinds[name] = Rows(own, own.norm(dim=2))
+        for run, scores in enumerate(part.scores(Pairs(kinds))):
+            found[run, place] = scores[cells]
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# Thresholds
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Thresholds:
+    """The positives' scores in one run of a part, each query's rising.
+
+    value: float64 (Q, P), +inf behind a query's last. order: int64 (p,), the places in `value` of
+    the part's positives in their order. margin: how near a float32 score is not trusted. low, high:
+    float32 (Q, P), value -+ margin. only_zero: bool (Q,), 0 is a threshold and no other is as near.
+    """
+
+    value: Tensor
+    order: np.ndarray
+    margin: float
+    low: Tensor
+    high: Tensor
+    only_zero: Tensor
+
+
+def find_thresholds(part: Part, raw: Mapping[str, Tensor]) -> list[Thresholds]:
+    """The thresholds of each run of a part. raw: the rows of its positives by kind, (p, D)."""
+    import torch
+
+    exact = pair_scores(part, part.query, raw, torch.float64)
+    rough = pair_scores(part, part.query, raw, torch.float32)
+    return [_thresholds(part, *run) for run in zip(exact, rough, strict=True)]
+
+
+def _thresholds(part: Part, exact: Tensor, rough: Tensor) -> Thresholds:
+    import torch
+
+    count = np.bincount(part.query, minlength=len(part))
+    wide = max(1, int(count.max(initial=0)))
+    own = exact.cpu().numpy()
+    rising = np.lexsort((own, part.query))
+    column = np.arange(len(own)) - np.repeat(np.cumsum(count) - count, count)
+    value = np.full((len(part), wide), np.inf)
+    value[part.query, column] = own[rising]
+    order = np.empty(len(own), np.int64)
+    order[rising] = part.query * wide + column
+    error = float((exact - rough).abs().max()) if len(own) else 0.0
+    largest = max(1.0, float(np.abs(own).max(initial=0)))
+    margin = max(LEAST_MARGIN * largest, MARGIN_FACTOR * error)
+    near_zero = np.abs(value) <= 2 * margin
+    only_zero = (value == 0).any(1) & (near_zero == (value == 0)).all(1)
+    values, zero = (torch.from_numpy(array).to(exact.device) for array in (value, only_zero))
+    low, high = (values - margin).float(), (values + margin).float()
+    return Thresholds(values, order, margin, low, high, zero)
+
+
+@dataclass(frozen=True, eq=False)
+class Counter:
+    """What is counted against the thresholds of one run of a part, int64 (Q, P), on the device.
+
+    above, tied: rows that score higher than a threshold, and as high. zeros: (Q,), rows that score
+    0 where only_zero.
+    """
+
+    above: Tensor
+    tied: Tensor
+    zeros: Tensor
+
+    @classmethod
+    def of(cls, thresholds: Thresholds) -> Counter:
+        shape = thresholds.value.shape
+        return cls(*(thresholds.value.new_zeros(s).long() for s in (shape, shape, shape[:1])))
+
+    def totals(self, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray]:
+        """Rows above, and as high as, each positive in the part's order: int64 (p,) both."""
+        tied = self.tied + self.zeros[:, None] * (thresholds.value == 0)
+        return tuple(own.flatten().cpu().numpy()[thresholds.order] for own in (self.above, tied))
+
+
+@dataclass(frozen=True, eq=False)
+class Near:
+    """Rows whose float32 scores lie within the margin of thresholds: query, row, value (E,)."""
+
+    query: Tensor
+    row: Tensor
+    value: Tensor
+
+
+def count_scores(scores: Tensor, thresholds: Thresholds, counter: Counter) -> Near:
+    """Count rows by their float32 scores (Q, n), but where these are too near to a threshold.
+
+    Where few rows score as high as the lowest threshold of their query, these are compared with all
+    of its thresholds; else each query's scores are sorted.
+    """
+    in_play = scores >= thresholds.low[:, :1]
+    if int(in_play.sum()) * thresholds.low.shape[1] * COMPARED_FOR_SORTED < scores.numel():
+        query, row = in_play.nonzero(as_tuple=True)
+        value = scores[query, row]
+        above = value[:, None] > thresholds.high[query]
+        counter.above.index_add_(0, query, above.long())
+        near = ((value[:, None] >= thresholds.low[query]) & ~above).any(1)
+        query, row, value = query[near], row[near], value[near]
+    else:
+        query, row, value = _count_sorted(scores, thresholds, counter)
+    zero = (value == 0) & thresholds.only_zero[query]
+    counter.zeros.index_add_(0, query[zero], zero[zero].long())
+    return Near(query[~zero], row[~zero], value[~zero])
+
+
+def _count_sorted(
+    scores: Tensor, thresholds: Thresholds, counter: Counter
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Count by each query's sorted scores; query, row, and score of those near to a threshold."""
+    import torch
+
+    low, high = thresholds.low, thresholds.high
+    ordered = _sorted(scores)
+    not_above = torch.searchsorted(ordered, high, right=True)
+    counter.above.add_(scores.shape[1] - not_above)
+    some = (not_above > torch.searchsorted(ordered, low)).any(1).nonzero()[:, 0]
+    next_above = torch.searchsorted(high[some], scores[some]).clamp(max=high.shape[1] - 1)
+    near = low[some].gather(1, next_above) <= scores[some]
+    near &= scores[some] <= high[some].gather(1, next_above)
+    place, row = near.nonzero(as_tuple=True)
+    query = some[place]
+    return query, row, scores[query, row]
+
+
+def _sorted(scores: Tensor) -> Tensor:
+    """Each row's values, rising; numpy's sort is ten times as fast as torch's on a CPU."""
+    import torch
+
+    if scores.device.type == "cpu":
+        return torch.from_numpy(np.sort(scores.numpy(), axis=1))
+    return scores.sort(dim=1).values
+
+
+def count_exact(exact: Tensor, near: Near, thresholds: Thresholds, counter: Counter) -> None:
+    """Count the rows near to thresholds by their float64 scores (E,), where they are near."""
+    value, rough, exact = thresholds.value[near.query], near.value[:, None], exact[:, None]
+    open_ones = (rough >= thresholds.low[near.query]) & (rough <= thresholds.high[near.query])
+    equal = open_ones & ((exact - value).abs() <= EQUAL * value.abs().clamp(min=1, max=1e300))
+    counter.above.index_add_(0, near.query, (open_ones & ~equal & (exact > value)).long())
+    counter.tied.index_add_(0, near.query, equal.long())
+
+
+# ---------------------------------------------------------------------------------------------
+# The pass
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """The distinct vectors that all parts compare with rows, and who asks for which.
+
+    vectors: kind -> float32 (U, D). asked: for each part, in order: the kind, the places of its
+    vectors among them (a slice where they are neighbours), and what is subtracted, (Q, 1) or None.
+    """
+
+    vectors: Mapping[str, Tensor]
+    asked: Sequence[Sequence[tuple[str, slice | Tensor, Tensor | None]]]
+
+
+def listen(parts: Sequence[Part], widths: Mapping[str, int]) -> Compared:
+    """What the parts ask of rows. widths: the dimension of each kind of features."""
+    import torch
+
+    heard = []
+    for part in parts:
+        kinds = {
+            n: Rows.of(torch.ones(1, d, device=part.queries.device)) for n, d in widths.items()
+        }
+        gallery = Listening(kinds)
+        for _ in part.scores(gallery):
+            pass
+        heard.append(gallery.asked)
+    vectors, place = {}, {}
+    for kind in widths:
+        own = [vectors for asked in heard for of, vectors, _ in asked if of == kind]
+        if own:
+            every = torch.cat(own)
+            first, which = equal_rows(every)
+            vectors[kind] = every[first]
+            place[kind] = iter(which.split([len(some) for some in own]))
+    asked = [
+        [(of, _as_slice(next(place[of])), _shift(own, mean)) for of, own, mean in part]
+        for part in heard
+    ]
+    return Compared(vectors, asked)
+
+
+def _shift(vectors: Tensor, mean: Tensor | None) -> Tensor | None:
+    return None if mean is None else (vectors @ mean)[:, None]
+
+
+def _as_slice(place: Tensor) -> slice | Tensor:
+    first, count = int(place[0]), len(place)
+    neighbours = place.new_tensor(range(first, first + count))
+    return slice(first, first + count) if bool((place == neighbours).all()) else place
+
+
+@dataclass(frozen=True, eq=False)
+class Counting:
+    """Everything that a counting pass needs: parts, what they compare, their thresholds."""
+
+    parts: Sequence[Part]
+    compared: Compared
+    thresholds: Sequence[Sequence[Thresholds]]
+
+    def counter(self) -> UnitCounter:
+        return UnitCounter(self)
+
+    @property
+    def rows_at_once(self) -> int:
+        vectors = sum(map(len, self.compared.vectors.values()))
+        return rows_at_once(vectors, -(-sum(map(len, self.parts)) // len(self.parts)))
+
+    def content(self) -> Iterator[bytes]:
+        """All that decides what is counted, for a digest."""
+        for kind, vectors in self.compared.vectors.items():
+            yield kind.encode()
+            yield vectors.cpu().numpy().tobytes()
+        for part, asked, thresholds in zip(
+            self.parts, self.compared.asked, self.thresholds, strict=True
+        ):
+            yield part.method.name.encode()
+            for _, place, shift in asked:
+                yield repr(place if isinstance(place, slice) else place.tolist()).encode()
+                yield b"" if shift is None else shift.cpu().numpy().tobytes()
+            for own in thresholds:
+                yield own.value.cpu().numpy().tobytes() + own.order.tobytes()
+                yield repr(own.margin).encode()
+
+    def join(self, found: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {name: sum(own[name] for own in found) for name in ("above", "tied")}
+
+    def split(self, values: np.ndarray) -> Iterator[tuple[int, Part, np.ndarray]]:
+        """What is found of all runs of all parts, in one array, as (run, part, (p,))."""
+        start = 0
+        for part in self.parts:
+            for run in part.runs:
+                yield run, part, values[start : start + len(part.query)]
+                start += len(part.query)
+
+
+class UnitCounter:
+    """Counts the rows of one unit."""
+
+    def __init__(self, counting: Counting):
+        self._counting = counting
+        self._counters = [[Counter.of(own) for own in some] for some in counting.thresholds]
+        self._near: list[list[tuple[int, Near, dict[str, Tensor]]]] = [[] for _ in counting.parts]
+        self._buffers: dict[str, Tensor] = {}
+
+    def add(self, first: int, raw: Mapping[str, Tensor]) -> None:
+        """Count some rows, (n, D) by kind. first: the pool's number of the first (no matter)."""
+        kinds = {name: Rows(values, values.norm(dim=1)) for name, values in raw.items()}
+        product = {name: self._product(name, rows) for name, rows in kinds.items()}
+        parts = zip(self._counting.parts, self._counting.compared.asked, strict=True)
+        for number, (part, asked) in enumerate(parts):
+            gallery = Answering(kinds, found=iter([_similarity(product, *own) for own in asked]))
+            for run, scores in enumerate(part.scores(gallery)):
+                near = count_scores(scores, *self._of(number, run))
+                if len(near.query):
+                    own = {name: values[near.row] for name, values in raw.items()}
+                    self._near[number].append((run, near, own))
+            if sum(len(n.query) for _, n, _ in self._near[number]) > NEAR_OF_A_QUERY * len(part):
+                self._settle(number)
+
+    def _of(self, number: int, run: int) -> tuple[Thresholds, Counter]:
+        return self._counting.thresholds[number][run], self._counters[number][run]
+
+    def _product(self, kind: str, rows: Rows) -> Tensor | None:
+        """All vectors against some rows: (U, n), in a buffer that the next rows will reuse."""
+        import torch
+
+        vectors = self._counting.compared.vectors.get(kind)
+        if vectors is None:
+            return None
+        unit = rows.raw / rows.length[:, None]
+        size = len(vectors) * len(unit)
+        if kind not in self._buffers or self._buffers[kind].numel() < size:
+            self._buffers[kind] = unit.new_empty(size)
+        return torch.mm(vectors, unit.T, out=self._buffers[kind][:size].view(len(vectors), -1))
+
+    def _settle(self, number: int) -> None:
+        """Count what lay near a threshold, by float64 scores."""
+        import torch
+
+        waiting, part = self._near[number], self._counting.parts[number]
+        self._near[number] = []
+        if not waiting:
+            return
+        query = torch.cat([near.query for _, near, _ in waiting])
+        raw = {name: torch.cat([own[name] for _, _, own in waiting]) for name in waiting[0][2]}
+        exact = pair_scores(part, query.cpu().numpy(), raw, torch.float64)
+        start = 0
+        for run, near, _ in waiting:
+            stop = start + len(near.query)
+            count_exact(exact[run, start:stop], near, *self._of(number, run))
+            start = stop
+
+    def result(self) -> dict[str, np.ndarray]:
+        """above, tied: int64, the counts of each run of each part, one after the other."""
+        for number in range(len(self._counting.parts)):
+            self._settle(number)
+        found = [
+            counter.totals(own)
+            for some, counters in zip(self._counting.thresholds, self._counters, strict=True)
+            for own, counter in zip(some, counters, strict=True)
+        ]
+        above, tied = (np.concatenate(own) for own in zip(*found, strict=True))
+        return {"above": above, "tied": tied}
+
+
+def _similarity(
+    product: Mapping[str, Tensor], kind: str, place: slice | Tensor, shift: Tensor | None
+) -> Tensor:
+    own = product[kind]
+    own = own[place] if isinstance(place, slice) else own.index_select(0, place)
+    return own if shift is None else own - shift

@@ -1,0 +1,109 @@
+"""The flags of run_retrieval.py that are about distractors, as a table. Imports nothing large."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils import UserError, not_negative, positive, refuse_idle
+
+if TYPE_CHECKING:
+    from distractors.running import Added
+
+FLAGS = {
+    "distractors": {
+        "nargs": "+",
+        "type": Path,
+        "metavar": "PATH",
+        "help": "rows that are wrong for every query, ranked beside each query's gallery: .npy "
+        "files, folders of them (img_emb/*.npy of LAION and clip-retrieval), features folders",
+    },
+    "distractors_limit": {
+        "nargs": "+",
+        "type": not_negative,
+        "metavar": "N",
+        "help": "rank the first N of them; of several N, the curve (default: all)",
+    },
+    "neighbours_from": {
+        "choices": ("gallery", "all"),
+        "help": "whether means, moments and neighbours are the gallery's, or the distractors' too "
+        "(default: all)",
+    },
+    "fresh": {
+        "action": "store_true",
+        "help": "count anew what an earlier, perhaps interrupted run has counted",
+    },
+    "rank_timeout": {
+        "type": positive,
+        "metavar": "S",
+        "help": "seconds that a rank of torchrun waits for the others (default: 1800)",
+    },
+}
+RANK_TIMEOUT = 1800.0
+IDLE = ("top_k", "report", "export", "external")  # of rankings, in which distractors have no image
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the flags ask for. limits: numbers of rows, rising, or none for all there are."""
+
+    paths: tuple[Path, ...]
+    limits: tuple[int, ...] = ()
+    neighbours: str = "all"
+    fresh: bool = False
+    timeout: float = RANK_TIMEOUT
+
+
+def asked_for(given: dict, one_number: bool) -> Asked | None:
+    """What a command's flags, by name, ask of distractors; None without --distractors.
+
+    one_number: whether the command writes a row for each run, which --sweep and --ablation do not.
+    Raises UserError for flags without effect.
+    """
+    if not given["distractors"]:
+        refuse_idle([name for name in FLAGS if given[name]], "without --distractors")
+        return None
+    refuse_idle([name for name in IDLE if given[name]], "with --distractors")
+    limits = tuple(sorted(set(given["distractors_limit"] or ())))
+    if len(limits) > 1 and not one_number:
+        raise UserError("--sweep and --ablation take one --distractors_limit: the curve is a run's")
+    return Asked(
+        tuple(given["distractors"]),
+        limits,
+        given["neighbours_from"] or "all",
+        given["fresh"],
+        given["rank_timeout"] or RANK_TIMEOUT,
+    )
+
+
+@contextmanager
+def adding(asked: Asked | None, results: Path) -> Iterator[list[Added | None]]:
+    """What a command adds to each of its plans, smallest first; [None] where that is nothing.
+
+    Of several ranks, all are there while the block runs. Raises UserError for paths that hold no
+    rows, for more rows than there are, and if a rank does not come.
+    """
+    if asked is None:
+        yield [None]
+        return
+    from distractors.pool import open_pool
+    from distractors.running import Added
+    from utils_ranks import joined_ranks
+
+    pool = replace(open_pool(asked.paths), cuts=asked.limits)
+    pools = [pool.first(limit) for limit in asked.limits] or [pool]
+    with joined_ranks(asked.timeout) as group:
+        yield [
+            Added(
+                own,
+                results,
+                asked.neighbours,
+                group,
+                fresh=asked.fresh and own is pools[0],
+                is_largest=own is pools[-1],
+            )
+            for own in pools
+        ]

@@ -1,0 +1,161 @@
+"""A pass over a pool: units of rows on several threads, each result kept until all are there."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from distractors.pool import Pool, Unit
+from utils import UserError, atomic_path
+from utils_ranks import Group
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Found = Mapping[str, np.ndarray]
+
+
+class UnitWork(Protocol):
+    """Takes in the rows of a unit, a few at a time, and says what it found."""
+
+    def add(self, first: int, raw: Mapping[str, Tensor]) -> None: ...
+
+    def result(self) -> Found: ...
+
+
+class Work(Protocol):
+    """What a pass does with every unit, and how what it finds in several is joined."""
+
+    @property
+    def rows_at_once(self) -> int: ...
+
+    def counter(self) -> UnitWork: ...
+
+    def content(self) -> Iterator[bytes]: ...
+
+    def join(self, found: Sequence[Found]) -> Found: ...
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder with what passes found in each unit: {digest of the work}/{identity of a unit}.npz.
+
+    The names are all that decides the content, so that a changed file, query or parameter finds
+    nothing that is not its own.
+    """
+
+    folder: Path
+
+    def load(self, work: str, unit: str) -> dict[str, np.ndarray] | None:
+        """What was found, None where it was not looked for, or the file was spoiled."""
+        try:
+            with np.load(self._path(work, unit), allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
+
+    def save(self, work: str, unit: str, found: Found) -> None:
+        with atomic_path(self._path(work, unit)) as part, open(part, "wb") as file:
+            np.savez_compressed(file, **found)
+
+    def _path(self, work: str, unit: str) -> Path:
+        return self.folder / work / f"{unit}.npz"
+
+
+def run_pass(
+    work: Work,
+    pool: Pool,
+    kinds: Sequence[str],
+    device: torch.device,
+    kept: Kept,
+    group: Group,
+    progress: Callable[[Iterator[int], int, Work], Iterable] = lambda rows, count, work: rows,
+) -> Found:
+    """What a work finds in a pool, in all units, whoever of the group reads which.
+
+    kinds: the features of rows that it reads. progress: wraps the numbers of rows that are done,
+    one after the other, and is told how many there are, and the work. Raises UserError for a row
+    that is zero, infinite or NaN, and if the group falls apart; what was found before is kept.
+    """
+    digest = hashlib.sha256()
+    for part in (*work.content(), repr(tuple(kinds)).encode()):
+        digest.update(part)
+    name = digest.hexdigest()[:16]
+    units = pool.units()
+    total: Found | None = None
+    interrupted = threading.Event()
+
+    def find(unit: Unit) -> tuple[int, Found]:
+        identity = pool.identity(unit)
+        found = kept.load(name, identity)
+        if found is None:
+            counter = work.counter()
+            for first, raw in pool.chunks(unit, kinds, device, work.rows_at_once):
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+                counter.add(first, raw)
+            found = counter.result()
+            kept.save(name, identity, found)
+        return len(unit), found
+
+    def done() -> Iterator[int]:
+        nonlocal total
+        mine = (units[number] for number in group.deal(len(units)))
+        for rows, found in _in_threads(find, mine, len(units), device, interrupted):
+            total = found if total is None else work.join([total, found])
+            yield rows
+
+    for _ in progress(done(), len(pool), work):
+        pass
+    names, found = zip(*group.gather((name, total)), strict=True)
+    if len(set(names)) > 1:
+        raise UserError(
+            "the ranks do not count against the same scores: their features, flags or processors "
+            "differ; run them on equal machines with one --features_dir"
+        )
+    return work.join([own for own in found if own is not None])
+
+
+def _in_threads(
+    find: Callable[[Unit], tuple[int, Found]],
+    units: Iterator[Unit],
+    count: int,
+    device: torch.device,
+    interrupted: threading.Event,
+) -> Iterator[tuple[int, Found]]:
+    """find of every unit, as they come: several at once, with the threads of torch shared.
+
+    A unit is taken when a thread is free for it. device: on a GPU they are found one by one. Where
+    one fails, the others that are at work are ended first, but not by the user's interrupt, of
+    which they are told.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    at_once = max(1, min(threads, count)) if device.type == "cpu" else 1
+    torch.set_num_threads(max(1, threads // at_once))
+    try:
+        with ThreadPoolExecutor(at_once) as pool:
+            running = {pool.submit(find, unit) for unit in islice(units, at_once)}
+            try:
+                while running:
+                    ended, running = wait(running, return_when=FIRST_COMPLETED)
+                    for one in ended:
+                        yield one.result()
+                    running |= {pool.submit(find, unit) for unit in islice(units, len(ended))}
+            except KeyboardInterrupt:
+                interrupted.set()
+                raise
+    finally:
+        torch.set_num_threads(threads)

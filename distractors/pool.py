@@ -1,0 +1,243 @@
+"""Pools of distractors on disk: shards of rows, as others publish them and as our own features.
+
+Accepted is a .npy file; a folder of such files, or of img_emb/ with them, as clip-retrieval and
+LAION write them (metadata beside them is not read); and a features folder of this toolkit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils import UserError, read_json
+from utils_assets import StoredAsset, check_same_model
+from utils_storage import MappedRows
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from utils_storage import Features
+
+ROWS_OF_A_UNIT = 1 << 18  # what is counted, kept and dealt to ranks at once
+# Rows of a unit that are scored together: a part's scores of them fit the caches, all vectors' the
+# memory.
+MOST_ROWS = 8192
+QUERIES_AT_ONCE = 512  # of a part, where a method leaves it open
+SCORES_OF_A_PART = 1 << 20
+SCORES_HELD = 1 << 25
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Rows of a pool in one file, or in one for each kind of features: "image", and others."""
+
+    files: Mapping[str, MappedRows]
+
+    @property
+    def path(self) -> Path:
+        return self.files["image"].path
+
+    def __len__(self) -> int:
+        return self.files["image"].shape[0]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows start to stop of a shard, of which the first is row `first` of the pool."""
+
+    shard: int
+    start: int
+    stop: int
+    first: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """The first `rows` rows of some shards.
+
+    name: what tables call it. cuts: further numbers of rows at which units end, so that what is
+    counted of a smaller pool is part of a larger one.
+    """
+
+    name: str
+    shards: Sequence[Shard]
+    rows: int
+    cuts: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def first(self, rows: int) -> Pool:
+        """The pool of the first rows alone. Raises UserError if there are not as many."""
+        if rows > self.rows:
+            raise UserError(f"--distractors_limit {rows}: there are {self.rows} distractors")
+        return replace(self, rows=rows)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """The pool's number of the first row of each shard, and the end: int64 (shards + 1,)."""
+        return np.cumsum([0, *map(len, self.shards)])
+
+    def units(self) -> list[Unit]:
+        """The pool in units of at most ROWS_OF_A_UNIT, cut at the ends of shards and at `cuts`."""
+        return [
+            Unit(number, start, stop, int(first) + start)
+            for number, first in enumerate(self.starts[:-1])
+            for start, stop in pairwise(self._ends(int(first), len(self.shards[number])))
+        ]
+
+    def _ends(self, first: int, rows: int) -> list[int]:
+        """Where the units of a shard begin and end; first: the pool's number of its first row."""
+        stop = max(0, min(rows, self.rows - first))
+        cuts = [cut - first for cut in self.cuts]
+        return sorted({stop, *range(0, stop, ROWS_OF_A_UNIT), *(c for c in cuts if 0 < c < stop)})
+
+    def identity(self, unit: Unit) -> str:
+        """What tells a unit's content from any other's: file, size, time of change, rows."""
+        digest = hashlib.sha256(f"{unit.start} {unit.stop} {unit.first}".encode())
+        for name, file in self.shards[unit.shard].files.items():
+            state = file.path.stat()
+            place = f"{name} {file.path.resolve()} {state.st_size} {state.st_mtime_ns}"
+            digest.update(place.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()[:16]
+
+    def chunks(
+        self, unit: Unit, kinds: Sequence[str], device: torch.device, at_once: int
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """The rows of a unit, so many at a time: the pool's number of the first, (n, D) by kind.
+
+        float32, as they are stored. Raises UserError for a row that is zero, infinite or NaN.
+        """
+        import torch
+
+        files = self.shards[unit.shard].files
+        for start in range(unit.start, unit.stop, at_once):
+            rows = slice(start, min(start + at_once, unit.stop))
+            raw = {n: torch.from_numpy(files[n].read(rows)).to(device).float() for n in kinds}
+            for name, values in raw.items():
+                _check_rows(values, files[name].path, start)
+            yield unit.first + start - unit.start, raw
+
+    def gather(self, rows: np.ndarray, kind: str = "image") -> np.ndarray:
+        """Rows of the pool by their numbers, increasing int64 (n,): float32 (n, D), as stored."""
+        shard = np.searchsorted(self.starts, rows, side="right") - 1
+        parts = [
+            self.shards[number].files[kind].read(rows[shard == number] - self.starts[number])
+            for number in np.unique(shard)
+        ]
+        return np.concatenate(parts).astype(np.float32)
+
+
+def rows_at_once(vectors: int, queries: int) -> int:
+    """How many rows to score together for so many vectors, of parts of so many queries."""
+    return max(1, min(MOST_ROWS, SCORES_OF_A_PART // queries, SCORES_HELD // vectors))
+
+
+def _check_rows(values: Tensor, path: Path, start: int) -> None:
+    length = values.norm(dim=1)
+    bad = (~((length > 0) & length.isfinite())).nonzero()
+    if len(bad):
+        raise UserError(
+            f"{path}: row {start + int(bad[0]) + 1} is zero or not finite; remove it, or leave the "
+            "file out (what has been counted of the others is kept)"
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# Finding them
+# ---------------------------------------------------------------------------------------------
+
+
+def open_pool(paths: Sequence[Path]) -> Pool:
+    """The pool of all rows of some files and folders, in their order.
+
+    Raises UserError for what is absent, holds no rows, or is no array of rows.
+    """
+    shards = [shard for path in paths for shard in _find_shards(path)]
+    first = shards[0].files["image"]
+    for shard in shards:
+        for file in shard.files.values():
+            if file.shape[1] != first.shape[1]:
+                raise UserError(
+                    f"{file.path} has rows of {file.shape[1]} numbers, but {first.path} of "
+                    f"{first.shape[1]}: leave one of them out of --distractors"
+                )
+    names = dict.fromkeys(_name_of(path) for path in paths)
+    rows = sum(map(len, shards))
+    if not rows:
+        raise UserError(f"--distractors {paths[0]} holds no row")
+    return Pool("+".join(names), shards, rows)
+
+
+def _name_of(path: Path) -> str:
+    path = Path(path).resolve()
+    return (path.parent if path.name == "img_emb" else path).name.removesuffix(".npy")
+
+
+def _find_shards(path: Path) -> list[Shard]:
+    if path.is_file():
+        return [Shard({"image": MappedRows(path)})]
+    if (path / "database_image.npy").is_file():
+        return [_features_shard(path)]
+    for folder in (path / "img_emb", path):
+        files = sorted(folder.glob("*.npy"), key=_number)
+        if files:
+            return [Shard({"image": MappedRows(file)}) for file in files]
+    problem = "holds no .npy file, nor img_emb/*.npy" if path.is_dir() else "does not exist"
+    raise UserError(f"--distractors {path} {problem}; name a file or a folder of embeddings")
+
+
+def _features_shard(folder: Path) -> Shard:
+    files = {
+        path.stem.removeprefix("database_"): MappedRows(path)
+        for path in sorted(folder.glob("database_*.npy"))
+    }
+    counts = {file.shape[0] for file in files.values()}
+    if len(counts) > 1:
+        raise UserError(f"{folder}: the arrays database_*.npy differ in rows; extract them again")
+    return Shard(files)
+
+
+def _number(path: Path) -> tuple[int, str]:
+    """Files in the order of the last number in their names, which need not be padded."""
+    digits = re.findall(r"\d+", path.stem)
+    return int(digits[-1]) if digits else -1, path.name
+
+
+def check_pool(pool: Pool, features: Features, kinds: Sequence[str]) -> list[str]:
+    """Hold a pool against the features it is ranked with; the lines that say what is not known.
+
+    kinds: the database features that the runs read. Raises UserError for another width or model,
+    and for kinds that a shard does not have.
+    """
+    unknown = []
+    for shard in pool.shards:
+        lost = [kind for kind in kinds if kind not in shard.files]
+        if lost:
+            raise UserError(
+                f"{shard.path.parent} has no database_{lost[0]}.npy, which the method reads: name "
+                "a features folder that has it, or another method"
+            )
+        manifest = shard.path.parent / "manifest.json"
+        known = read_json(manifest) if manifest.is_file() else None
+        check_same_model(features, [StoredAsset(dict(shard.files), shard.path, known)])
+        if known is None:
+            unknown.append(shard.path)
+    if not unknown:
+        return []
+    return [
+        f"note: nothing says by which model {len(unknown)} of {len(pool.shards)} files of "
+        f"distractors were made (the first {unknown[0]}); it has to be that of the features"
+    ]

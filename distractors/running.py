@@ -1,0 +1,167 @@
+"""A command with distractors: what its results are called, its pass and its curve."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distractors.among import Distractors, evaluate_among, ranked_views
+from distractors.counting import Counting
+from distractors.passes import Kept, Work, run_pass
+from distractors.pool import Pool, check_pool
+from utils import UserError, file_safe, say
+from utils_evaluation import evaluate
+from utils_ranks import Group
+from utils_tables import read_results, write_rows
+
+if TYPE_CHECKING:
+    import torch
+
+    from utils_evaluation import Evaluation
+    from utils_plans import Plan
+    from utils_retrieval import Assets
+    from utils_runs import Run
+    from utils_storage import Features
+
+KEPT = "distractor_counts"  # folder below a data set's results
+
+
+@dataclass(frozen=True)
+class Added:
+    """Distractors that are added to a run, whose results go below `results`.
+
+    neighbours: see Distractors. fresh: what earlier passes found is forgotten. is_largest: it is
+    the last point of a curve, or all there is.
+    """
+
+    pool: Pool
+    results: Path
+    neighbours: str
+    group: Group
+    fresh: bool = False
+    is_largest: bool = True
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What the names of results say of them."""
+        return self._words(str(len(self.pool)))
+
+    def _words(self, rows: str) -> tuple[str, ...]:
+        words = (f"distractors-{file_safe(self.pool.name)}-{rows}",)
+        return words if self.neighbours == "all" else (*words, "neighbours_gallery")
+
+    def curve_folder(self, folder: Path) -> Path:
+        """Where the curve of a run goes, whose own folder is named with the words above."""
+        own, curve = ("_".join(self._words(rows)) for rows in (str(len(self.pool)), "curve"))
+        return folder.with_name(folder.name.replace(own, curve))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the rows of tables say of them."""
+        return {
+            "distractors": str(len(self.pool)),
+            "pool": self.pool.name,
+            "neighbours": self.neighbours,
+        }
+
+    def evaluate(
+        self,
+        features: Features,
+        runs: Sequence[Run],
+        assets: Assets,
+        device: torch.device,
+        ties: str,
+    ) -> list[Evaluation]:
+        """The runs among the distractors.
+
+        Raises UserError for a pool that does not fit, and for a task without known positives.
+        """
+        kinds = list(dict.fromkeys(kind for run in runs for kind in run.method.gallery_reads))
+        notes = check_pool(self.pool, features, kinds)
+        for note in notes if self.is_first and self.is_largest else ():
+            say(note, error=True)
+        if not ranked_views(features.task):
+            raise UserError(
+                f"{features.task.name} has no known positives that distractors could rank before: "
+                "leave --distractors"
+            )
+        if not len(self.pool):
+            return evaluate(features, runs, assets, device, ties)
+        folder = self.results / features.dataset / KEPT
+        if self.fresh:
+            forget(folder, self.group)
+        run_work = partial(
+            run_pass,
+            pool=self.pool,
+            kept=Kept(folder),
+            group=self.group,
+            progress=show_rows if self.is_first else lambda rows, count, work: rows,
+        )
+        distractors = Distractors(self.pool, run_work, self.neighbours)
+        return evaluate_among(features, runs, assets, device, distractors, ties)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that speaks and writes."""
+        return self.group.ranks.rank == 0
+
+
+def forget(folder: Path, group: Group) -> None:
+    """Remove what earlier passes found, before any rank looks for it."""
+    if group.ranks.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    group.gather(None)
+
+
+def show_rows(rows: Iterator[int], count: int, work: Work) -> Iterable[int]:
+    """A progress bar of rows; those of other ranks count when all are done."""
+    from tqdm import tqdm
+
+    what = "distractors" if isinstance(work, Counting) else "their mean and neighbours"
+    bar = tqdm(total=count, unit="row", unit_scale=True, desc=what, disable=None, leave=False)
+    with bar:
+        for done in rows:
+            bar.update(done)
+            yield done
+
+
+# ---------------------------------------------------------------------------------------------
+# The curve
+# ---------------------------------------------------------------------------------------------
+
+
+def write_curves(plans: Mapping[tuple[str, Added], Plan]) -> None:
+    """Of each data set, the runs' rows in one table, and a plot of each method's first figure.
+
+    plans: those that were run, by data set and what was added, whose tables are there.
+    """
+    for dataset in dict.fromkeys(dataset for dataset, _ in plans):
+        own = {added: plan for (name, added), plan in plans.items() if name == dataset}
+        rows = []
+        for plan in own.values():
+            rows += read_results(plan.folder / "mAP_table.csv")[-len(plan.runs) :]
+        added, plan = next(iter(own.items()))
+        if added.is_first:
+            paths = _write_curve(added.curve_folder(plan.folder), rows)
+            say(f"the curve: {', '.join(map(str, paths))}")
+
+
+def _write_curve(folder: Path, rows: Sequence[Mapping[str, str]]) -> list[Path]:
+    import pandas as pd
+
+    from report import plot_sweep
+
+    table = folder / "mAP_table.csv"
+    write_rows(table, rows)
+    names = list(rows[0])
+    column = names[names.index("variant") + 1]
+    paths = [table]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        points = [{"distractors": int(r["distractors"]), column: float(r[column])} for r in own]
+        paths += plot_sweep(folder / method, pd.DataFrame(points), ["distractors"], None, column)
+    return paths

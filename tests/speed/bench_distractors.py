@@ -1,0 +1,144 @@
+"""Counting distractors: rows/s, as a share of the machine's own products, and memory.
+
+    python3 tests/speed/bench_distractors.py make --rows 2000000
+    python3 tests/speed/bench_distractors.py run --method product --rows 2000000
+
+`make` writes a world of i-CIR's queries with small galleries, and a pool of float16 rows like its
+images, to --folder. `run` measures one method, in this process: the products of a block of rows
+with all distinct vectors that the methods compare them with, alone; then the passes over the pool,
+from files on disk (read before, as far as they fit). The share is the time that the products take,
+of the time that the passes take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from make_world import WorldSpec, make_world
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+BLOCK = 1 << 16
+REPEATS = 5
+METHODS = {
+    "image": ("image",),
+    "text": ("text",),
+    "product": ("product",),
+    "basic": ("basic", "--use_preset"),
+    "basic_no_expansion": ("basic", "--use_preset", "--no-do_query_expansion"),
+    "weicom": ("weicom",),
+}
+
+
+def make(folder: Path, rows: int) -> None:
+    """The world, and rows that are gallery rows with as much noise."""
+    shutil.rmtree(folder, ignore_errors=True)
+    make_world(WorldSpec(folder, rows=(951, 2000)))
+    (database,) = folder.rglob("database_image.npy")
+    gallery = np.load(database)
+    gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
+    pool = np.lib.format.open_memmap(
+        folder / "pool.npy", "w+", np.float16, (rows, gallery.shape[1])
+    )
+    random = np.random.default_rng(0)
+    noise = random.normal(0, gallery.shape[1] ** -0.5, (BLOCK, gallery.shape[1])).astype(np.float32)
+    for start in range(0, rows, BLOCK):
+        count = min(BLOCK, rows - start)
+        own = gallery[random.integers(len(gallery), size=count)]
+        own += 0.8 * noise[random.permutation(BLOCK)[:count]]
+        pool[start : start + count] = own / np.linalg.norm(own, axis=1, keepdims=True)
+    pool.flush()
+
+
+def run(folder: Path, name: str, rows: int, at_once: int | None) -> None:
+    import resource
+
+    import torch
+
+    import distractors.pool
+    import distractors.running as running
+    import run_retrieval
+    from distractors.flags import adding, asked_for
+    from utils_assets import load_assets
+    from utils_backbones import Places
+    from utils_storage import load_features
+
+    method, *flags = METHODS[name]
+    places = [f"--{part}_dir={folder / part}" for part in ("features", "data", "results")]
+    command = [*places, "--method", method, *flags, "--gpu", "-1"]
+    if method == "basic":
+        command += ["--path_to_synthetic_data", str(folder / "synthetic_data")]
+    command += ["--distractors", str(folder / "pool.npy"), "--distractors_limit", str(rows)]
+    args = run_retrieval.build_parser().parse_args([*command, "--fresh"])
+    plan = run_retrieval.plan_of(args, "icir")
+    features = load_features(folder / "features", "clip", "icir")
+    place = Places(folder / "features", folder / "data", args.path_to_synthetic_data)
+    device = torch.device("cpu")
+    assets = load_assets(place, features, plan.runs, device)
+
+    if at_once:
+        distractors.pool.SCORES_OF_A_PART, distractors.pool.MOST_ROWS = 1 << 40, at_once
+    passes = []
+    inner = running.run_pass
+
+    def timed(work, **options):
+        start = time.perf_counter()
+        found = inner(work, **options)
+        passes.append((work, time.perf_counter() - start))
+        return found
+
+    running.run_pass = timed
+    with adding(asked_for(vars(args), True), args.results_dir) as (added,):
+        (evaluation,) = added.evaluate(features, plan.runs, assets, device, "row")
+
+    needed = 0.0
+    for work, seconds in passes:
+        compared = getattr(work, "compared", None)
+        vectors = [work.vectors] if compared is None else [*compared.vectors.values()]
+        for own in vectors:
+            block = torch.randn(work.rows_at_once, own.shape[1])
+            out = torch.empty(len(own), len(block))
+            taken = []
+            for _ in range(REPEATS):
+                start = time.perf_counter()
+                torch.mm(own, block.T, out=out)
+                taken.append(time.perf_counter() - start)
+            product = statistics.median(taken) * rows / len(block)
+            needed += product
+            rate = 2 * own.numel() * rows / product / 1e9
+            print(
+                f"{type(work).__name__}: {len(own)} vectors, {seconds:.1f} s, of which products "
+                f"{product:.1f} s ({rate:.0f} GFLOP/s)"
+            )
+    total = sum(seconds for _, seconds in passes)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{name}: {rows} rows, {total:.1f} s, {rows / total:.0f} rows/s, share of the products "
+        f"{needed / total:.2f}, whole evaluation {evaluation.seconds:.1f} s, peak {peak:.0f} MB, "
+        f"mAP {evaluation.columns['mAP']:.2f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("make", "run"))
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/bench_distractors"))
+    parser.add_argument("--rows", type=int, default=500_000)
+    parser.add_argument("--at_once", type=int, help="rows scored together")
+    parser.add_argument("--method", choices=METHODS, default="product")
+    args = parser.parse_args()
+    if args.what == "make":
+        make(args.folder, args.rows)
+    else:
+        run(args.folder, args.method, args.rows, args.at_once)
+
+
+if __name__ == "__main__":
+    main()

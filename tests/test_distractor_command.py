@@ -1,0 +1,257 @@
+"""run_retrieval.py --distractors: tables, the curve, refusals; ranks, killed and continued."""
+
+from __future__ import annotations
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distractor_world import make_rows, write_pool
+from native import world_arguments, write_native_world
+
+import distractors.pool
+import run_retrieval
+from utils import UserError
+from utils_storage import load_features
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = 600
+FILES = 7
+BASIC = ("--method", "basic", "--use_preset")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A golden world in native files, and a pool of several files in half precision."""
+    folder = write_native_world(tmp_path_factory.mktemp("world"))
+    features = load_features(folder / "features", "clip", "icir")
+    sizes = [ROWS // FILES] * (FILES - 1)
+    write_pool(folder / "pool", make_rows(features, ROWS), sizes, np.float16)
+    return folder
+
+
+def arguments(world: Path, results: Path, *flags: str) -> list[str]:
+    own = world_arguments(world)
+    own[own.index("--results_dir") + 1] = str(results)
+    synthetic = ("--path_to_synthetic_data", str(world / "synthetic_data"))
+    return [*own, *(synthetic if "basic" in flags else ()), *flags]
+
+
+def among(world: Path, results: Path, *flags: str) -> list[str]:
+    return arguments(world, results, *flags, "--distractors", str(world / "pool"))
+
+
+def start(command: list[str], program: str = "run_retrieval.py", **environment: str):
+    return subprocess.Popen(
+        [sys.executable, program, *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_ranks(command: list[str], count: int, program: str = "run_retrieval.py", **more: str):
+    """The processes that torchrun would start, on a free port."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    places = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": port, **more}
+    return [
+        start(command, program, RANK=str(rank), LOCAL_RANK=str(rank), **places)
+        for rank in range(count)
+    ]
+
+
+def ended(processes) -> list[tuple[int, str]]:
+    """Exit status and stderr of each."""
+    said = [process.communicate(timeout=240)[1] for process in processes]
+    return [(process.returncode, own) for process, own in zip(processes, said, strict=True)]
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def results_of(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """The last run of every table below a results folder, but for what equal runs differ in."""
+    found = {}
+    for path in sorted(folder.rglob("*.csv")):
+        rows = read_table(path)
+        if path.name == "mAP_table.csv" and not path.parent.name.endswith("curve"):
+            rows = rows[-1:]
+        for row in rows:
+            row.pop("timestamp", None), row.pop("seconds", None)
+        found[str(path.relative_to(folder))] = rows
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(world, tmp_path_factory):
+    """The results of one process that nothing disturbs: a curve of three points."""
+    results = tmp_path_factory.mktemp("alone")
+    command = among(world, results, *BASIC, "--distractors_limit", "0", "250", str(ROWS))
+    (done,) = ended([start(command)])
+    assert done[0] == 0, done[1]
+    assert "nothing says by which model 7 of 7 files of distractors were made" in done[1]
+    return results
+
+
+def test_the_curve(world, alone, tmp_path):
+    (folder,) = alone.glob("icir/*-curve")
+    rows = read_table(folder / "mAP_table.csv")
+    assert [row["distractors"] for row in rows] == ["0", "250", str(ROWS)]
+    assert {row["pool"] for row in rows} == {"pool"}
+    figures = [float(row["mAP"]) for row in rows]
+    assert figures == sorted(figures, reverse=True)
+    assert figures[0] > figures[-1]
+    assert (folder / "basic.png").stat().st_size > 0
+    run_retrieval.main(arguments(world, tmp_path, *BASIC))
+    (ordinary,) = read_table(next(tmp_path.glob("icir/basic/mAP_table.csv")))
+    assert all(rows[0][name] == ordinary[name] for name in ("mAP", "mmAP", "minmAP"))
+
+
+def test_three_ranks_give_the_same_tables(world, alone, tmp_path):
+    command = among(world, tmp_path, *BASIC, "--distractors_limit", "0", "250", str(ROWS))
+    done = ended(start_ranks(command, 3))
+    assert [status for status, _ in done] == [0] * 3, done
+    assert results_of(tmp_path) == results_of(alone)
+    assert all(not said for _, said in done[1:])
+
+
+def test_killed_and_continued(world, alone, tmp_path):
+    """By one process, then as two ranks of which one dies; two whole ones go on."""
+    command = among(world, tmp_path, *BASIC, "--distractors_limit", "0", "250", str(ROWS))
+    killed = "tests/killed_counts.py"
+    ((status, _),) = ended([start(command, killed, KILLED_AT="3")])
+    assert status == -9
+    assert len(list(tmp_path.rglob("*.npz"))) == 2
+    first, second = ended(start_ranks(command, 2, killed, KILLED_AT="3"))
+    assert (first[0], second[0]) == (2, -9)
+    assert first[1].count("error:") == 1
+    assert "the ranks lost each other" in first[1]
+    assert "the same command continues" in first[1]
+    done = ended(start_ranks(command, 2))
+    assert [status for status, _ in done] == [0, 0], done
+    assert results_of(tmp_path) == results_of(alone)
+
+
+def test_a_rank_that_does_not_come_and_a_port_that_is_taken(world, tmp_path):
+    command = among(world, tmp_path, "--method", "image", "--rank_timeout", "2")
+    places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        lonely = start(command, **places, MASTER_PORT=port)
+        nowhere = start(command, **places)
+        ((status, said), (other, missing)) = ended([lonely, nowhere])
+    assert (status, other) == (2, 2)
+    assert "MASTER_PORT is not set" in missing
+    assert "the ranks lost each other" in said
+    assert "Traceback" not in said + missing
+    ((status, said),) = ended([start(command, **places, MASTER_PORT=port)])
+    assert status == 2
+    assert "never came" in said
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+# ---------------------------------------------------------------------------------------------
+# Shards that are not what they should be
+# ---------------------------------------------------------------------------------------------
+
+
+def spoiled(world: Path, tmp_path: Path, spoil) -> Path:
+    """A copy of the pool, one of whose files is spoiled."""
+    target = tmp_path / "pool"
+    target.mkdir()
+    for path in (world / "pool" / "img_emb").iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    spoil(target / "img_emb_5.npy")
+    return target
+
+
+def with_nan(path: Path) -> None:
+    rows = np.load(path)
+    rows[3, 2] = np.nan
+    np.save(path, rows)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def narrow(path: Path) -> None:
+    np.save(path, np.load(path)[:, :-1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said", "kept"),
+    [
+        (with_nan, r"img_emb_5.npy: row 4 is zero or not finite", 5),
+        (cut, r"img_emb_5.npy is cut short", 0),
+        (narrow, r"img_emb_5.npy has rows of 95 numbers, but .*img_emb_0.npy of 96", 0),
+        (Path.unlink, None, 6),
+    ],
+)
+def test_a_spoiled_file_is_named_and_the_others_counts_are_kept(
+    world, tmp_path, monkeypatch, spoil, said, kept
+):
+    pool = spoiled(world, tmp_path, spoil)
+    results = tmp_path / "results"
+    command = arguments(world, results, "--method", "sum", "--distractors", str(pool))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)  # the units come in their order
+    if said:
+        with pytest.raises(UserError, match=said):
+            run_retrieval.main(command)
+        assert not list(results.rglob("*.csv"))
+    else:
+        run_retrieval.main(command)
+    assert len(list(results.rglob("*.npz"))) == kept
+    (pool / "img_emb_5.npy").write_bytes((world / "pool/img_emb/img_emb_5.npy").read_bytes())
+    read = []
+    chunks = distractors.pool.Pool.chunks
+    monkeypatch.setattr(
+        distractors.pool.Pool,
+        "chunks",
+        lambda pool, unit, *rest: read.append(unit.shard) or chunks(pool, unit, *rest),
+    )
+    run_retrieval.main(command)
+    first = min(kept, 5) if said else 5
+    assert read == list(range(first, FILES))
+    read.clear()
+    run_retrieval.main([*command, "--fresh"])
+    assert read == list(range(FILES))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--distractors", "nowhere"], "--distractors nowhere does not exist"),
+        (["--distractors_limit", "5"], "--distractors_limit has no effect without --distractors"),
+        (["--fresh"], "--fresh has no effect without --distractors"),
+        (["--distractors", "{pool}", "--top_k", "3"], "--top_k has no effect with --distractors"),
+        (
+            ["--distractors", "{pool}", "--distractors_limit", "601"],
+            "--distractors_limit 601: there are 600 distractors",
+        ),
+        (
+            ["--distractors", "{pool}", "--distractors_limit", "1", "2", "--sweep", "a=1"],
+            "take one --distractors_limit",
+        ),
+        (["--distractors", "{empty}"], "holds no .npy file"),
+    ],
+)
+def test_refusals(world, tmp_path, flags, said):
+    places = {"pool": str(world / "pool"), "empty": str(tmp_path)}
+    flags = [flag.format(**places) for flag in flags]
+    with pytest.raises(UserError, match=said):
+        run_retrieval.main(arguments(world, tmp_path / "results", "--method", "image", *flags))
+    assert not (tmp_path / "results").exists()

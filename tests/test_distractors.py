@@ -1,0 +1,190 @@
+"""Distractors against one gallery in which they are ordinary rows, for every method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from distractor_world import in_double, make_rows, two_ways, write_pool
+from test_evaluation import make_world
+from test_golden import CPU, FIGURES, GOLDEN, arguments, golden_assets
+
+import distractors.among
+import distractors.pool
+import run_retrieval
+from distractors.among import Distractors, evaluate_among
+from distractors.passes import Kept, run_pass
+from distractors.pool import open_pool
+from methods import list_methods
+from utils_evaluation import evaluate
+from utils_ranks import Group
+from utils_retrieval import Assets, unit_rows
+from utils_runs import Run
+from utils_storage import ArrayRows, load_features
+
+ROWS = 700
+
+
+def among(pool, kept, **options):
+    return Distractors(
+        pool, partial(run_pass, pool=pool, kept=Kept(kept), group=Group()), **options
+    )
+
+
+def evaluate_exactly(features, runs, assets, ties="row"):
+    """What evaluate yields, by scores in float64: near ties are not left to rounding."""
+    methods = {run.method: in_double(run.method) for run in runs}
+    exact = [replace(run, method=methods[run.method]) for run in runs]
+    return evaluate(features, exact, assets, CPU, ties)
+
+
+def check_equal(found, expected):
+    """Ranks of every positive in every view, ties and columns are those of the one gallery."""
+    for own, other in zip(found, expected, strict=True):
+        for name, ranking in other.views.items():
+            mine = own.views[name]
+            for part in ("row", "ranked", "count"):
+                of_both = (getattr(each.positives, part) for each in (mine, ranking))
+                np.testing.assert_array_equal(*of_both)
+            np.testing.assert_array_equal(mine.ranks, ranking.ranks, own.run.variant)
+            np.testing.assert_array_equal(mine.tied, ranking.tied, own.run.variant)
+        assert own.columns == other.columns
+
+
+def golden_runs(world, tmp_path):
+    parsed = [
+        run_retrieval.build_parser().parse_args(arguments(world, flags, tmp_path))
+        for flags in FIGURES[world]
+    ]
+    return list(dict.fromkeys(run_retrieval.plan_of(args, "icir").runs[0] for args in parsed))
+
+
+@pytest.mark.parametrize("ties", ["row", "worst"])
+@pytest.mark.parametrize("world", list(GOLDEN))
+def test_every_flag_set_ranks_as_in_one_gallery(tmp_path, world, ties):
+    runs = golden_runs(world, tmp_path)
+    features = load_features(GOLDEN[world] / "features", world, "icir")
+    assets = golden_assets(world, features, runs)
+    made = make_rows(features, ROWS, seed=1)
+    alone, joined = two_ways(features, made)
+    expected = evaluate_exactly(joined, runs, assets, ties)
+    pool = open_pool([write_pool(tmp_path / "pool", made, [100, 5])])
+    found = evaluate_among(alone, runs, assets, CPU, among(pool, tmp_path / "kept"), ties)
+    check_equal(found, expected)
+
+
+# ---------------------------------------------------------------------------------------------
+# Every method, on a world of several pools and views
+# ---------------------------------------------------------------------------------------------
+
+DIM = 6
+WORDS = [f"word{number}" for number in range(30)]
+SETTINGS = {
+    "basic": [
+        {"standardize_features": True},
+        {"standardize_features": True, "do_query_expansion": True, "qe_k": 3},
+        {"do_query_expansion": True, "normalize_similarities": True},
+        {"standardize_features": True, "project_features": True, "do_query_expansion": True},
+        {"standardize_features": True, "use_laion_mean": True, "contextualize": True},
+    ],
+    "freedom": [{"kappa": 4, "ni": 2, "miu": 3}, {"expand": False, "ni": 2}],
+    "weicom": [{}, {"contextualize": True, "weicom_lambda": 0.3}],
+    "cvsi": [{}, {"cvsi_unit_caption": True, "cvsi_image": 0.4}],
+    "product": [{}, {"clamp": False}],
+}
+
+
+def random_rows(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def encode(texts):
+    return unit_rows(torch.cat([text_vector(text) for text in texts]))
+
+
+def text_vector(text):
+    return torch.from_numpy(random_rows(list(text.encode()), 1, DIM))
+
+
+@pytest.fixture(scope="module")
+def many():
+    """(alone, joined, runs, assets, rows of the pool by kind): a world that has every input."""
+    world = make_world(5, queries=40, rows=60)
+    features, task = world.features, world.task
+    queries = len(task.queries)
+    words = [f"text {query % 7}" for query in range(queries)]
+    task = replace(task, queries=replace(task.queries, text=words))
+    files = dict(features.query_files)
+    read = {name for method in list_methods().values() for name in method.reads}
+    for seed, name in enumerate(sorted({*read, "context_text"} - {"image"})):
+        files[name] = ArrayRows(Path(name), random_rows(seed, queries, DIM))
+    features = replace(features, task=task, query_files=files)
+    made = {"image": make_rows(features, 300, 3)}
+    _, first, of = np.unique(
+        np.concatenate([world.gallery, made["image"]]),
+        axis=0,
+        return_index=True,
+        return_inverse=True,
+    )
+    captions = random_rows(50, 360, DIM)[first[of.reshape(-1)]]  # copies have the same
+    made["cvsi_caption"] = captions[60:]
+    database = {"cvsi_caption": ArrayRows(Path("captions"), captions[:60])}
+    features = replace(features, database_files=features.database_files | database)
+    corpora = {
+        name: unit_rows(torch.from_numpy(random_rows(60 + seed, 30, DIM)))
+        for seed, name in enumerate(
+            ("generic_subjects", "generic_styles", "open_image_v7_class_names")
+        )
+    }
+    assets = Assets(
+        corpora=corpora,
+        image_mean=torch.from_numpy(random_rows(70, DIM) / 9),
+        synthetic_images=unit_rows(torch.from_numpy(random_rows(71, 40, DIM))),
+        synthetic_texts=unit_rows(torch.from_numpy(random_rows(72, 40, DIM))),
+        prompts=dict.fromkeys(corpora, WORDS),
+        encode_texts=encode,
+    )
+    runs = []
+    for name, method in list_methods().items():
+        for number, given in enumerate(SETTINGS.get(name, [{}])):
+            runs.append(Run(method, method.parameters(**given), f"{name} {number}"))
+    alone, joined = two_ways(features, made["image"], {"cvsi_caption": made["cvsi_caption"]})
+    return alone, joined, runs, assets, made
+
+
+def features_pool(folder, rows_by_kind, parts):
+    """Features folders of this toolkit, of so many parts of the rows."""
+    folders = [folder / f"features{number}" for number in range(parts)]
+    for number, own in enumerate(folders):
+        own.mkdir(parents=True)
+        for kind, rows in rows_by_kind.items():
+            np.save(own / f"database_{kind}.npy", np.array_split(rows, parts)[number])
+    return open_pool(folders)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_every_method_ranks_as_in_one_gallery(tmp_path, many, monkeypatch, parts):
+    """However the pool is cut into files, units and blocks."""
+    monkeypatch.setattr(distractors.pool, "ROWS_OF_A_UNIT", [1 << 18, 70, 31][parts - 1])
+    monkeypatch.setattr(distractors.pool, "MOST_ROWS", [2048, 70, 40][parts - 1])
+    monkeypatch.setattr(distractors.among, "QUERIES_AT_ONCE", [512, 9, 5][parts - 1])
+    alone, joined, runs, assets, made = many
+    expected = evaluate_exactly(joined, runs, assets)
+    pool = features_pool(tmp_path, made, parts)
+    check_equal(evaluate_among(alone, runs, assets, CPU, among(pool, tmp_path / "kept")), expected)
+
+
+def test_units_end_at_files_and_at_the_points_of_a_curve(tmp_path, monkeypatch):
+    monkeypatch.setattr(distractors.pool, "ROWS_OF_A_UNIT", 40)
+    pool = open_pool([write_pool(tmp_path, random_rows(0, 130, 4), [100])])
+    assert [len(unit) for unit in pool.units()] == [40, 40, 20, 30]
+    cut = replace(pool, cuts=(10, 110))
+    assert [len(unit) for unit in cut.units()] == [10, 30, 40, 20, 10, 20]
+    assert [unit.first for unit in cut.units()] == [0, 10, 40, 80, 100, 110]
+    smaller = [cut.identity(unit) for unit in cut.first(110).units()]
+    assert smaller == [cut.identity(unit) for unit in cut.units()][:5]
+    assert cut.first(0).units() == []
