@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TINY   := --dataset tiny --backbone tiny
 
-.PHONY: install test lint docs demo clean
+.PHONY: install test lint docs demo live clean
 
 install: $(VENV)/installed
 
@@ -30,6 +30,10 @@ demo: install
 	$(BIN)/python create_features.py --dataset corpus --backbone tiny
 	$(BIN)/python create_features.py $(TINY) --icir_source wds
 	$(BIN)/python run_retrieval.py $(TINY) --method all --use_preset --report
+
+# The tiny world searched live, on a page.
+live: install
+	$(BIN)/python search.py --demo
 
 clean:
 	rm -rf features/tiny_features results/tiny

@@ -120,7 +120,7 @@ def _make_block(task: Task, queries: np.ndarray) -> Block:
         queries, images = _by_image(task, queries)
     elif len(rows) and rows[-1] - rows[0] + 1 == len(rows):
         rows = slice(int(rows[0]), int(rows[-1]) + 1)
-    block = Block(queries, rows, {}, _copies(task, rows), images)
+    block = Block(queries, rows, {}, find_copies(task, rows), images)
     views = {}
     for name, view in task.views.items():
         excluded = _cells(task, block, view.excluded, "excluded", must_be_there=False)
@@ -137,7 +137,8 @@ def _by_image(task: Task, queries: np.ndarray) -> tuple[np.ndarray, int]:
     return queries[np.argsort(code, kind="stable")], len(number)
 
 
-def _copies(task: Task, rows: slice | np.ndarray) -> np.ndarray | None:
+def find_copies(task: Task, rows: slice | np.ndarray) -> np.ndarray | None:
+    """Rows that show what an earlier one of these does, and that one: Block.copies."""
     if task.gallery.copy_of is None:
         return None
     _, first, number = np.unique(task.gallery.copy_of[rows], return_index=True, return_inverse=True)

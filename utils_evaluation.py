@@ -21,6 +21,8 @@ from utils_storage import Features, QueryRows
 from utils_task import Task
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Tensor
 
@@ -176,7 +178,7 @@ def _find(
         pairs = zip(p.numbers, p.method.scores(p.points, queries, gallery), strict=True)
         for some in _batches(pairs, SCORES_RANKED // (len(block) * len(block.queries))):
             numbers = [number for number, _ in some]
-            scores = [_with_copies(block, own) for _, own in some]
+            scores = [with_copies(block.copies, own) for _, own in some]
             for name, judged in block.views.items():
                 ranked = _rank(judged, scores, ties, tops.get(name, 0))
                 for number, own in zip(numbers, ranked, strict=True):
@@ -184,16 +186,16 @@ def _find(
     return found
 
 
-def _with_copies(block: Block, scores: Tensor) -> Tensor:
-    """Scores (q, n) in which a picture's copies score as the first does.
+def with_copies(copies: np.ndarray | None, scores: Tensor) -> Tensor:
+    """Scores (q, n) in which a picture's copies (Block.copies) score as the first does.
 
     A product of matrices may part equal columns by the last bit, which would decide ties.
     """
     import torch
 
-    if block.copies is None:
+    if copies is None:
         return scores
-    copy, first = torch.from_numpy(block.copies).to(scores.device)
+    copy, first = torch.from_numpy(copies).to(scores.device)
     return scores.index_copy(1, copy, scores[:, first])
 
 
@@ -202,7 +204,7 @@ def _rank(judged: Judged, scores: Sequence[Tensor], ties: str, top_k: int) -> li
     scores = [_ranked_scores(judged, own) for own in scores]
     ranked = positive_ranks(scores, *_on_device(judged.positives, scores[0]), ties)
     return [
-        _Found(ranks.int(), tied, _best(own, top_k) if top_k else None)
+        _Found(ranks.int(), tied, best_rows(own, top_k) if top_k else None)
         for own, ranks, tied in zip(scores, *ranked, strict=True)
     ]
 
@@ -227,7 +229,7 @@ def _on_device(cells: Cells, scores: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(torch.from_numpy(index).to(scores.device) for index in (cells.query, cells.row))
 
 
-def _best(scores: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+def best_rows(scores: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best scores of every query and their positions: (Q, N) -> twice (Q, min(k, N)).
 
     Equal scores in the order of their positions. Only where more of them than there is room for
@@ -299,7 +301,7 @@ def _evaluate(
     if not blocks:
         raise UserError(f"{features.folder} holds no query; extract the features again")
     queries = {
-        name: _unit_queries(features.query(name), device)
+        name: unit_queries(features.query(name), device)
         for name in dict.fromkeys(n for r in runs for n in r.method.query_features(r.parameters))
     }
     kinds = dict.fromkeys(name for run in runs for name in run.method.gallery_reads)
@@ -426,7 +428,7 @@ class _UnitQueries:
         return self.values.index_select(0, index if self.row is None else self.row[index])
 
 
-def _unit_queries(rows: QueryRows, device: torch.device) -> _UnitQueries:
+def unit_queries(rows: QueryRows, device: torch.device) -> _UnitQueries:
     """Raises UserError for a row that is zero, infinite or NaN."""
     import torch
 
@@ -458,13 +460,20 @@ def unit_features(array: np.ndarray, device: torch.device, place: str) -> Tensor
 
 def _check_rows(gallery: Gallery, block: Block, features: Features) -> None:
     for name, rows in gallery.kinds.items():
-        usable = (rows.length > 0) & rows.length.isfinite()
-        if not usable.all():
-            row = block.database_rows((~usable).nonzero()[0].cpu().numpy())[0]
-            raise UserError(
-                f"{features.database(name).path}: row {row + 1} is zero or not finite; extract it "
-                "again"
-            )
+        check_lengths(rows.length, features.database(name).path, block.database_rows)
+
+
+def check_lengths(
+    length: Tensor, path: Path, number: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> None:
+    """Raise UserError for a row of a file whose length, of (N,), is zero or not finite.
+
+    number: the rows of the file at some positions, int64 (n,) both.
+    """
+    usable = (length > 0) & length.isfinite()
+    if not usable.all():
+        row = number((~usable).nonzero()[0].cpu().numpy())[0]
+        raise UserError(f"{path}: row {row + 1} is zero or not finite; extract it again")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -142,6 +142,17 @@ class Rows:
         """The mean of X, (D,)."""
         return self.length.reciprocal() @ self.raw / len(self.raw)
 
+    def product(self, vectors: Tensor) -> Tensor:
+        """V X': (V, D) -> (V, N)."""
+        return (vectors @ self.raw.T).div_(self.length)
+
+    def weighted(self, weights: Tensor, rows: Tensor) -> Tensor:
+        """Weighted sums of rows of X: weights, rows (Q, K) -> (Q, D)."""
+        from torch.nn.functional import embedding_bag
+
+        weights = weights / self.length[rows]
+        return embedding_bag(rows, self.raw, per_sample_weights=weights, mode="sum")
+
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
@@ -177,10 +188,10 @@ class Gallery:
         every = torch.cat(vectors)
         rows = self.kinds[of]
         if every.is_cuda or len(every) * len(self) < PAIRS_WORTH_SHARING:
-            product = (every @ rows.raw.T).div_(rows.length)
+            product = rows.product(every)
         else:  # images and texts recur in composed queries
             first, kind = equal_rows(every)
-            product = (every[first] @ rows.raw.T).div_(rows.length)
+            product = rows.product(every[first])
             product = product if len(first) == len(kind) else product.index_select(0, kind)
         found = dict(zip(parts, product.split([len(v) for v in vectors]), strict=True))
         for name, (vectors, mean) in parts.items():
@@ -215,11 +226,7 @@ class Gallery:
 
     def weighted_rows(self, weights: Tensor, rows: Tensor) -> Tensor:
         """For each query the sum of its rows of X, weighted: weights, rows (Q, K) -> (Q, D)."""
-        from torch.nn.functional import embedding_bag
-
-        images = self.kinds["image"]
-        weights = weights / images.length[rows]
-        return embedding_bag(rows, images.raw, per_sample_weights=weights, mode="sum")
+        return self.kinds["image"].weighted(weights, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,6 +243,13 @@ class Assets:
     synthetic_texts: Tensor | None = None
     prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     encode_texts: Callable[[Sequence[str]], Tensor] | None = None
+    _remembered: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def remember(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What make yields, once for these assets: what runs of one search after another share."""
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return self._remembered[key]
 
 
 @dataclass(frozen=True)

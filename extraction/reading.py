@@ -194,7 +194,11 @@ class FileImages:
 
     def open(self, path: str, box: np.ndarray | None) -> Image:
         """An image, or what a box shows of it."""
-        return decode_image(self.locate(path), box, self.own_mode)
+        return self.decode(self.locate(path), box)
+
+    def decode(self, source: Path | bytes, box: np.ndarray | None = None) -> Image:
+        """An image of a file or of its bytes, as all others are seen."""
+        return decode_image(source, box, self.own_mode)
 
 
 class FileChunks:

@@ -218,17 +218,27 @@ def prepare(points: Sequence[Parameters], assets: Assets) -> list[State]:
         State(p, assets.image_mean if p.image_mean == "stored" else None, m_t, basis, assets)
         for p, m_t, basis in zip(points, text_means, bases, strict=True)
     ]
-    lowest = once_each(states, lambda s: s.p.lowest, lambda s: None if s.p.own_mean else _lowest(s))
+    lowest = once_each(
+        states,
+        lambda s: s.p.lowest,
+        lambda s: (
+            None if s.p.own_mean else assets.remember(("lowest", s.p.lowest), lambda: _lowest(s))
+        ),
+    )
     return [replace(s, lowest=pair) for s, pair in zip(states, lowest, strict=True)]
 
 
 def _components(p: Parameters, m_t: Tensor | None, assets: Assets) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of the contrastive PCA of a setting."""
-    positive, negative = (
-        second_moment(centre(assets.corpora[name], m_t))
-        for name in (p.specified_corpus, p.specified_ncorpus)
-    )
-    return contrastive_components(positive, negative, p.aa)
+
+    def make() -> tuple[Tensor, Tensor]:
+        positive, negative = (
+            second_moment(centre(assets.corpora[name], m_t))
+            for name in (p.specified_corpus, p.specified_ncorpus)
+        )
+        return contrastive_components(positive, negative, p.aa)
+
+    return assets.remember(("components", p.projection[:-1]), make)
 
 
 def _basis(p: Parameters, eigen: tuple[Tensor, Tensor]) -> Tensor:

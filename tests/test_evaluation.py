@@ -215,7 +215,7 @@ def test_the_best_rows_are_those_of_a_stable_sort(levels, k):
     draw = torch.Generator().manual_seed(levels)
     scores = torch.randint(levels, (30, 40), generator=draw).float()
     scores[::3, 5:] = -torch.inf  # rows that are not ranked
-    value, position = utils_evaluation._best(scores, k)
+    value, position = utils_evaluation.best_rows(scores, k)
     ordered = scores.sort(dim=1, descending=True, stable=True)
     expected = np.where(ordered.values.isneginf(), -1, ordered.indices)[:, :k]
     np.testing.assert_array_equal(position, expected)

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("create_captions", "create_features", "run_retrieval")
+COMMANDS = ("create_captions", "create_features", "run_retrieval", "search")
 
 # Who may import whom: a room those of its own floor and of the floors below.
 FLOORS = (
     COMMANDS,
     (
-        *("captioning", "distractors", "external", "extraction", "report"),
+        *("captioning", "distractors", "external", "extraction", "live", "report"),
         *("utils_plans", "utils_running", "utils_summary", "utils_tables"),
     ),
     ("utils_assets", "utils_blocks", "utils_evaluation", "utils_texts"),

@@ -1,17 +1,19 @@
-"""The page's own files, as HTML, CSS and JavaScript."""
+"""The pages' own files, as HTML, CSS and JavaScript: of reports, and of live search."""
 
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from report.render import FOLDER
+import live
+import report
 
-TEMPLATES = sorted(FOLDER.glob("*.html"))
-CODE = FOLDER / "page.js"
-STYLE = FOLDER / "page.css"
+FOLDERS = [Path(package.__file__).parent for package in (report, live)]
+TEMPLATES = [path for folder in FOLDERS for path in sorted(folder.glob("*.html"))]
+SCRIPTS = [path for folder in FOLDERS for path in sorted(folder.glob("*.js"))]
 VOID = {"input", "img", "link", "meta"}
 OPENS_TEXT_AS_MARKUP = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|Function\("
 
@@ -37,7 +39,7 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_template_is_balanced_and_holds_no_code(path):
     reader = Reader(path.read_text(encoding="utf-8"))
     assert reader.open == []
@@ -50,27 +52,44 @@ def test_templates_trust_no_value():
         assert not re.search(r"\|\s*safe|autoescape|\braw\b", text), path
 
 
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+every_script = pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
+every_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+
+
+def scripts_of(folder: Path) -> str:
+    return "".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.js")))
+
+
+@every_script
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-def test_the_script_is_javascript():
-    done = subprocess.run(["node", "--check", CODE], capture_output=True, text=True)
+def test_the_script_is_javascript(path):
+    done = subprocess.run(["node", "--check", path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_script_turns_no_text_into_markup():
-    text = CODE.read_text(encoding="utf-8")
+@every_script
+def test_the_script_turns_no_text_into_markup(path):
+    text = path.read_text(encoding="utf-8")
     assert not re.search(OPENS_TEXT_AS_MARKUP, text)
     assert "</" not in text  # nothing that could end its element
 
 
-def test_the_script_names_what_the_page_has():
-    ids = set(Reader((FOLDER / "page.html").read_text(encoding="utf-8")).ids)
-    text = CODE.read_text(encoding="utf-8")
+@every_folder
+def test_the_script_names_what_the_page_has(folder):
+    ids = set(Reader((folder / "page.html").read_text(encoding="utf-8")).ids)
+    text = scripts_of(folder)
     made = set(re.findall(r'\bid: "([\w-]+)"', text))
     assert set(re.findall(r'byId\("([\w-]+)"\)', text)) <= ids | made
 
 
-def test_the_style_is_balanced_and_loads_nothing():
-    text = re.sub(r"/\*.*?\*/|\"[^\"]*\"", "", STYLE.read_text(encoding="utf-8"), flags=re.DOTALL)
+@every_folder
+def test_the_style_is_balanced_and_loads_nothing(folder):
+    text = (folder / "page.css").read_text(encoding="utf-8")
+    text = re.sub(r"/\*.*?\*/|\"[^\"]*\"", "", text, flags=re.DOTALL)
     depth = 0
     for sign in re.findall("[{}]", text):
         depth += 1 if sign == "{" else -1
@@ -82,9 +101,12 @@ def test_the_style_is_balanced_and_loads_nothing():
             assert re.fullmatch(r"\s*(--)?[a-z-]+:\s*[^:;]+", line), line
 
 
-def test_no_rule_is_for_a_class_that_nothing_has():
-    rules = re.sub(r"{[^{}]*}|/\*.*?\*/", " ", STYLE.read_text(encoding="utf-8"), flags=re.DOTALL)
+@every_folder
+def test_no_rule_is_for_a_class_that_nothing_has(folder):
+    rules = (folder / "page.css").read_text(encoding="utf-8")
+    rules = re.sub(r"{[^{}]*}|/\*.*?\*/", " ", rules, flags=re.DOTALL)
     classes = set(re.findall(r"\.([a-z][\w-]*)", rules))
-    used = " ".join(path.read_text(encoding="utf-8") for path in (*TEMPLATES, CODE))
+    used = scripts_of(folder)
+    used += "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.html"))
     assert len(classes) > 40
     assert [name for name in sorted(classes) if not re.search(rf"\b{name}\b", used)] == []

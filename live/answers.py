@@ -1,0 +1,134 @@
+"""What the page is told: a gallery, its methods, a ranking, as JSON that names no place on disk."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from live.searcher import Ranked, Searcher
+
+A_PAGE = 60  # rows
+ABSOLUTE = re.compile(r"(?<![\w./])~?/[^\s'\"`;:,()]+")
+
+
+class Hidden:
+    """Takes the places on this machine out of what is said of them."""
+
+    def __init__(self, searcher: Searcher):
+        places = searcher.places
+        known = {
+            "FEATURES_DIR": places.features,
+            "DATA_DIR": places.data,
+            "SYNTHETIC_DIR": places.synthetic,
+            "GALLERY": searcher.images.dataset.root,
+        }
+        self._names = []
+        for name, path in known.items():
+            forms = {str(path), os.path.abspath(path)} if path else ()
+            self._names += [(form, name) for form in forms if len(Path(form).parts) > 1]
+        self._names.sort(key=lambda pair: -len(pair[0]))
+
+    def __call__(self, text: str) -> str:
+        for path, name in self._names:
+            text = text.replace(path, name)
+        return ABSOLUTE.sub("PATH", text)
+
+
+def describe_state(searcher: Searcher, hide: Hidden) -> dict:
+    """What the page starts from."""
+    features = searcher.features
+    methods = [
+        {**method, "lacking": method["lacking"] and hide(method["lacking"])}
+        for method in searcher.choices.described
+    ]
+    skipped = (features.manifest or {}).get("skipped") or []
+    return {
+        "name": searcher.images.dataset.name,
+        "backbone": hide(features.backbone),
+        "device": searcher.device.type,
+        "version": searcher.version,
+        "count": len(searcher),
+        "queries": len(features.task.queries),
+        "loaded": searcher.is_loaded,
+        "skipped": [{"name": s.get("image_path"), "cause": s.get("cause")} for s in skipped[:50]],
+        "skippedCount": len(skipped),
+        "methods": methods,
+    }
+
+
+def describe_rows(searcher: Searcher, rows: Sequence[int]) -> list[dict]:
+    """Gallery images by row."""
+    return [
+        {"row": r, "key": searcher.key_of(r), "name": searcher.paths[r]} for r in map(int, rows)
+    ]
+
+
+def describe_queries(searcher: Searcher, find: str, first: int) -> dict:
+    """The data set's own queries whose text, or file, holds the words looked for."""
+    queries, words = searcher.features.task.queries, find.casefold().split()
+    found = [
+        number
+        for number, (text, images) in enumerate(zip(queries.text, queries.images, strict=True))
+        if all(word in f"{text} {images[0]}".casefold() for word in words)
+    ]
+    listed = [
+        {"key": f"q{number}", "text": queries.text[number], "name": queries.images[number][0]}
+        for number in found[first : first + A_PAGE]
+    ]
+    return {"count": len(found), "from": first, "queries": listed}
+
+
+def describe_ranked(searcher: Searcher, ranked: Ranked) -> dict:
+    """A ranking: the rows of every column, where the others rank them, and the scatter."""
+    columns = {}
+    for name, column in ranked.columns.items():
+        rows = describe_rows(searcher, column.rows)
+        ranks = {
+            other: own.ranks(column.rows).tolist()
+            for other, own in ranked.columns.items()
+            if other != name
+        }
+        parts = {"image": ranked.image, "text": ranked.text}
+        sub = {n: v[column.rows].tolist() for n, v in parts.items() if v is not None}
+        for place, row in enumerate(rows):
+            row["score"] = number(column.values[place])
+            row |= {part: number(values[place]) for part, values in sub.items()}
+            row["ranks"] = {other: own[place] for other, own in ranks.items()}
+        columns[name] = rows
+    return {
+        "columns": columns,
+        "scatter": _scatter(searcher, ranked),
+        "caution": ranked.run.method.caution(ranked.run.parameters) if ranked.run else "",
+        "seconds": {name: round(s, 4) for name, s in ranked.seconds.items()},
+        "version": searcher.version,
+    }
+
+
+def _scatter(searcher: Searcher, ranked: Ranked) -> dict | None:
+    """Image against text similarity of some rows, and the fusion over both."""
+    if ranked.image is None or ranked.text is None:
+        return None
+    dots = searcher.dots
+    parts = [[number(v) for v in own[dots].tolist()] for own in (ranked.image, ranked.text)]
+    found = {"image": parts[0], "text": parts[1], "of": len(searcher), "level": None}
+    if ranked.level is not None:
+        scores, image, text = ranked.level
+        found["level"] = {
+            "scores": [number(v) for v in scores.ravel().tolist()],
+            "image": [number(v) for v in image.tolist()],
+            "text": [number(v) for v in text.tolist()],
+        }
+    return found
+
+
+def number(value: float | np.floating) -> float | None:
+    """A number as JSON has it, in 7 digits; None for what is not finite."""
+    value = float(value)
+    return float(f"{value:.7g}") if math.isfinite(value) else None

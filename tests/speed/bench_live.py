@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""Time from a new query, and from a slider's move, to an answer of live search.
+
+    python3 tests/speed/bench_live.py --rows 1000000 [--dtype float16] [--folder /tmp/live_bench]
+
+Random features of 768 dimensions and random assets; the encoder is left out, being the backbone's.
+Each figure is the median of some runs, in milliseconds, with its parts; memory is the process's
+largest resident set, and what of it is no mapped file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from live.answers import describe_ranked
+from live.searcher import Searcher
+from utils import UserError, write_csv, write_json
+from utils_backbones import Places, backbone_folder
+from utils_datasets import Dataset, ImageStore
+from utils_storage import Features, MappedRows
+from utils_task import Images, QueryTable, RowSets, Task, View, whole_gallery
+
+DIM, RUNS, BACKBONE = 768, 9, "clip"
+CHUNK = 50_000
+CORPORA = {"generic_subjects": 1803, "generic_styles": 1000}
+
+
+def make_files(folder: Path, rows: int, dtype: str) -> Path:
+    """Write the features and assets that are not there; gives the file of the rows."""
+    draw = np.random.default_rng(0)
+    file = folder / f"{rows}_{dtype}" / "database_image.npy"
+    if not file.exists():
+        file.parent.mkdir(parents=True)
+        target = np.lib.format.open_memmap(file, "w+", dtype, (rows, DIM))
+        for start in range(0, rows, CHUNK):
+            part = target[start : start + CHUNK]
+            part[:] = draw.standard_normal(part.shape, np.float32)
+        target.flush()
+        write_json(file.with_name("manifest.json"), {"model": {}})
+    corpora = folder / "features" / backbone_folder(BACKBONE) / "corpus"
+    corpora.mkdir(parents=True, exist_ok=True)
+    for name, count in CORPORA.items():
+        np.save(corpora / f"{name}.npy", draw.standard_normal((count, DIM), np.float32))
+        write_csv(corpora / f"{name}.csv", ["prompt"], ([f"{n}"] for n in range(count)))
+        write_json(corpora / f"{name}.json", {})
+    return file
+
+
+def make_searcher(folder: Path, file: Path) -> Searcher:
+    rows = MappedRows(file)
+    task = Task(
+        "bench",
+        Images([f"{number:08d}.jpg" for number in range(rows.shape[0])]),
+        QueryTable([], [], []),
+        RowSets.of([]),
+        whole_gallery(0),
+        {"all": View(None)},
+        (),
+    )
+    manifest = file.with_name("manifest.json")
+    features = Features(BACKBONE, "bench", task, {}, {"image": rows}, manifest, {"model": {}})
+    places = Places(folder / "features", folder / "data", folder / "synthetic")
+    store = ImageStore(Dataset("bench", folder))
+    words = UserError("no words here")
+    return Searcher(features, places, store, None, None, words, torch.device("cpu"))
+
+
+def ask(searcher: Searcher, row: int, text: str, method: str, given: dict) -> dict[str, float]:
+    """Milliseconds of one question, by part."""
+    start = time.perf_counter()
+    ranked = searcher.rank(searcher.of_gallery(row), text, method, given, 60)
+    middle = time.perf_counter()
+    content = json.dumps(describe_ranked(searcher, ranked))
+    end = time.perf_counter()
+    parts = {**ranked.seconds, "answer": end - middle, "all": end - start}
+    return {name: 1000 * value for name, value in parts.items()} | {"kB": len(content) / 1000}
+
+
+def measure(name: str, times: list[dict[str, float]]) -> None:
+    medians = {part: statistics.median(one[part] for one in times) for part in times[0]}
+    print(f"{name:28}", "  ".join(f"{part} {value:.1f}" for part, value in medians.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/live_bench"))
+    parser.add_argument("--make", action="store_true", help="only write the files")
+    args = parser.parse_args()
+    file = make_files(args.folder, args.rows, args.dtype)
+    if args.make:
+        return
+    searcher, draw = make_searcher(args.folder, file), np.random.default_rng(1)
+    for number in range(4 * RUNS):
+        vector = draw.standard_normal(DIM, np.float32)
+        searcher._texts.get_or(f"text {number}", partial(np.asarray, vector))
+    print(f"{args.rows:,} rows of {args.dtype}, {torch.get_num_threads()} threads, milliseconds")
+    for first, method in enumerate(("sum", "basic")):
+        ask(searcher, 0, "text 0", method, {})  # assets are read once
+        new = [ask(searcher, n, f"text {2 * RUNS * first + n}", method, {}) for n in range(RUNS)]
+        measure(f"{method}: a new query", new)
+        typed = [
+            ask(searcher, 1, f"text {2 * RUNS * first + RUNS + n}", method, {}) for n in range(RUNS)
+        ]
+        measure(f"{method}: a new text", typed)
+        knob = {"sum": "fusion_weight", "basic": "harris_lambda"}[method]
+        moved = [ask(searcher, 1, "text 1", method, {knob: n / 50}) for n in range(1, RUNS + 1)]
+        measure(f"{method}: {knob}", moved[1:])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    status = Path("/proc/self/status").read_text()
+    own = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
+    print(f"memory: {peak:.2f} GB resident at most, {own / 1e6:.2f} GB of it no mapped file")
+
+
+if __name__ == "__main__":
+    main()

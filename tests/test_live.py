@@ -1,0 +1,380 @@
+"""Live search without a page: a folder's features as it changes, rankings, saved queries."""
+
+import csv
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from extraction_world import draw_image, encode_jpeg, environment
+from live_world import BROKEN, PHOTOS, World, add_dataset, make_photos, make_world
+
+from live import opening
+from live.choices import Choices
+from live.gallery import HalfRows, LiveGallery, LiveRows
+from live.photos import name_of, read_stored, see
+from live.saved import command_of, save_query
+from live.searcher import Column
+from methods import flags_of, list_methods
+from search import open_dataset, open_folder
+from utils import UserError
+from utils_backbones import backbone_folder
+from utils_features import Encoder
+from utils_retrieval import Gallery
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOWN = 20
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, small_clip) -> World:
+    world = make_world(tmp_path_factory.mktemp("live"), small_clip)
+    add_dataset(world, "shots")
+    return world
+
+
+@pytest.fixture(scope="module")
+def photos(world):
+    return open_folder(world.photos, world.backbone, where=world.where)
+
+
+@pytest.fixture(scope="module")
+def shots(world):
+    return open_dataset("shots", world.backbone, where=world.where)
+
+
+def folder_of(world: World) -> Path:
+    return world.folder / "features" / backbone_folder(world.backbone) / name_of(world.photos)
+
+
+# --- a folder as it changes --------------------------------------------------------------------
+
+
+@pytest.fixture
+def changing(tmp_path, small_clip, monkeypatch):
+    """A world of its own, what indexes it, and the number of images that each time encodes."""
+    world, counts = World(tmp_path, small_clip), []
+    make_photos(world.photos)
+    encode = Encoder.encode_images
+
+    def counted(self, batch, half_pixels=False):
+        counts.append(len(batch))
+        return encode(self, batch, half_pixels)
+
+    monkeypatch.setattr(Encoder, "encode_images", counted)
+
+    def index(**options) -> tuple[dict[str, np.ndarray], int]:
+        counts.clear()
+        found = open_folder(world.photos, world.backbone, where=world.where, **options)
+        rows = found.features.database("image").read(slice(0, len(found)))
+        return dict(zip(found.paths, rows, strict=True)), sum(counts)
+
+    return world, index
+
+
+def test_only_what_is_new_or_changed_is_encoded(changing):
+    world, index = changing
+    first, encoded = index()
+    assert encoded == len(first) == PHOTOS
+    assert BROKEN not in first
+    assert index()[1] == 0
+    (world.photos / "new.png").write_bytes(encode_jpeg(draw_image(100)))
+    (world.photos / "trip/day 1/03.jpg").write_bytes(encode_jpeg(draw_image(101)))
+    (world.photos / "trip/day 1/05.jpg").unlink()
+    second, encoded = index()
+    assert encoded == 2
+    assert {*second} == ({*first} | {"new.png"}) - {"trip/day 1/05.jpg"}
+    assert list(second) == sorted(second)
+    for path in first.keys() & second.keys() - {"trip/day 1/03.jpg"}:
+        assert np.array_equal(first[path], second[path]), path
+    assert not np.allclose(first["trip/day 1/03.jpg"], second["trip/day 1/03.jpg"])
+    (world.photos / BROKEN).write_bytes(encode_jpeg(draw_image(102)))  # mended
+    assert index()[1] == 1
+    (world.photos / "new.png").unlink()
+    assert index()[1] == 0
+    assert index(overwrite=True)[1] == PHOTOS
+    third, encoded = index()
+    assert (len(third), encoded) == (PHOTOS, 0)
+
+
+def test_features_are_those_of_the_ordinary_extraction(changing, tmp_path):
+    world, index = changing
+    found, _ = index()
+    listed = tmp_path / "data" / "listed"
+    listed.parent.mkdir()
+    listed.symlink_to(world.photos)
+    (world.photos / "gallery.csv").write_text("trip/day 1/00.jpg\ntrip/day 1/07.jpg\n")
+    query = '{"image": "trip/day 1/00.jpg", "text": "x", "positives": []}\n'
+    (world.photos / "queries.jsonl").write_text(query)
+    (tmp_path / "corpora").mkdir()
+    (tmp_path / "corpora" / "generic_subjects.csv").write_text("mug\n")
+    command = [sys.executable, str(ROOT / "create_features.py"), "--dataset", "listed"]
+    always = ["--backbone", world.backbone, "--gpu", "-1"]
+    done = subprocess.run(
+        [*command, *always], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "features" / backbone_folder(world.backbone) / "listed"
+    rows = np.load(folder / "database_image.npy")
+    for row, path in zip(rows, ("trip/day 1/00.jpg", "trip/day 1/07.jpg"), strict=True):
+        np.testing.assert_allclose(found[path], row, rtol=0, atol=1e-5)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from live import opening
+from pathlib import Path
+opening.PART_ROWS = 8
+save, parts = np.savez, []
+def save_or_die(file, **arrays):
+    parts.append(1)
+    if len(parts) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(file, **arrays)
+np.savez = save_or_die
+at = Path(sys.argv[1])
+where = opening.Where(at / "features", at / "data", None, at / "corpora", -1)
+opening.open_folder(at / "photos", sys.argv[2], where)
+"""
+
+
+def test_a_killed_run_continues_and_sees_what_changed_meanwhile(changing, monkeypatch):
+    world, index = changing
+    monkeypatch.setattr(opening, "PART_ROWS", 8)
+    command = [sys.executable, "-c", KILLED, str(world.folder), world.backbone]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert not (folder_of(world) / "manifest.json").exists()
+    (world.photos / "trip/day 1/01.jpg").unlink()  # was encoded
+    (world.photos / "trip/day 1/20.jpg").unlink()  # was not
+    (world.photos / "late.jpg").write_bytes(encode_jpeg(draw_image(200)))
+    found, encoded = index()
+    assert "late.jpg" in found
+    assert not {"trip/day 1/01.jpg", "trip/day 1/20.jpg"} & {*found}
+    assert len(found) == PHOTOS - 1
+    rest = PHOTOS + 1 - 16 - 1  # two parts were done, and one of the others is gone
+    assert encoded == rest + 1  # and one has come
+    assert not (folder_of(world) / ".parts").exists()
+
+
+def test_a_damaged_photograph_among_finished_ones_is_named_and_not_tried_again(changing, capsys):
+    world, index = changing
+    index()
+    capsys.readouterr()
+    (world.photos / "zero.jpg").write_bytes(b"")
+    found, _ = index()
+    assert len(found) == PHOTOS
+    said = capsys.readouterr().out
+    assert "2 cannot be read, the first 'broken.jpg': not an image" in said
+    assert "1, the first 'phone.heic'" in said
+    bad = read_stored(folder_of(world)).bad
+    assert [photo.path for photo in bad] == [BROKEN, "zero.jpg"]
+    assert index()[1] == 0
+
+
+def test_another_precision_is_refused_in_a_line(changing):
+    _, index = changing
+    index(save_dtype="float16")
+    with pytest.raises(UserError, match=r"another save_dtype \(float16, now float32\)"):
+        index()
+    assert index(overwrite=True)[1] == PHOTOS
+
+
+def test_a_folder_without_photographs_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"there is no \.jpg"):
+        see(tmp_path)
+    with pytest.raises(UserError, match="is no folder"):
+        see(tmp_path / "absent")
+
+
+def test_names_that_are_no_utf8_are_passed_and_counted(tmp_path):
+    (tmp_path / "good.jpg").write_bytes(b"")
+    with open(os.fsencode(tmp_path) + b"/\xff.jpg", "wb"):
+        pass
+    seen = see(tmp_path)
+    assert ([photo.path for photo in seen.photos], len(seen.passed)) == (["good.jpg"], 1)
+
+
+# --- rankings ----------------------------------------------------------------------------------
+
+
+def run(words: list[str], *more: str) -> None:
+    command = [sys.executable, str(ROOT / "run_retrieval.py"), *words, *map(str, more)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def read_top(path: Path) -> list[tuple[list[str], np.ndarray]]:
+    """The best rows of every query in a topK.csv: their paths and scores."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    k = int(path.stem.removeprefix("top"))
+    return [
+        (
+            [row[f"path_{n}"] for n in range(1, k + 1)],
+            np.array([float(row[f"score_{n}"]) for n in range(1, k + 1)]),
+        )
+        for row in rows
+    ]
+
+
+def same_ranking(searcher, column, expected: tuple[list[str], np.ndarray]) -> None:
+    paths, scores = expected
+    np.testing.assert_allclose(column.values, scores, rtol=2e-5, atol=2e-6)
+    assert [searcher.paths[row] for row in column.rows] == paths
+
+
+@pytest.fixture(scope="module")
+def all_methods(world, photos, shots, tmp_path_factory) -> Path:
+    """Where run_retrieval.py --method all wrote its rankings of the data set's queries."""
+    results = tmp_path_factory.mktemp("results")
+    places = {"features_dir": "features", "data_dir": "data"}
+    words = [word for n, at in places.items() for word in (f"--{n}", str(world.folder / at))]
+    words += ["--dataset", "shots", "--backbone", world.backbone, "--method", "all", "--gpu", "-1"]
+    run(words, "--top_k", SHOWN, "--results_dir", results)
+    return results
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_every_method_ranks_as_run_retrieval_does(shots, all_methods, method):
+    defaults = {name: default for name, (default, _) in flags_of(list_methods()[method]).items()}
+    variant = shots.choices.run(list_methods()[method], defaults).variant
+    found = read_top(all_methods / "shots" / variant / f"top{SHOWN}.csv")
+    for number, expected in enumerate(found):
+        text = shots.features.task.queries.text[number]
+        ranked = shots.rank(shots.find(f"q{number}"), text, method, defaults, SHOWN)
+        same_ranking(shots, ranked.columns["composed"], expected)
+
+
+QUERIES = {
+    "basic": {"harris_lambda": 0.3},
+    "freedom": {"kappa": 5},
+    "weicom": {"contextualize": True},
+}
+TEXT = 'at "night", \u00e9'
+
+
+@pytest.mark.parametrize("method", QUERIES)
+def test_the_command_of_a_live_query_ranks_the_same(photos, tmp_path, method):
+    """Of an image that was brought or, by weicom, of one of the gallery, which is left out."""
+    leave_out = method == "weicom"
+    image = photos.find("g4") if leave_out else photos.give(encode_jpeg(draw_image(77)))
+    ranked = photos.rank(image, TEXT, method, QUERIES[method], SHOWN, leave_out)
+    name = save_query(photos, ranked.run, image, TEXT)
+    assert save_query(photos, ranked.run, image, TEXT) == name
+    command = shlex.split(command_of(photos, ranked.run, name, SHOWN, leave_out))
+    run(command[2:], "--results_dir", tmp_path)
+    [file] = (tmp_path / name).glob(f"*/top{SHOWN}.csv")
+    [expected] = read_top(file)
+    same_ranking(photos, ranked.columns["composed"], expected)
+    if leave_out:
+        assert image.path not in expected[0]
+
+
+def test_parameters_start_at_the_preset_as_far_as_its_assets_are_there(world, photos, shots):
+    start = photos.choices.start(list_methods()["basic"])
+    assert start["use_laion_mean"]
+    assert start["normalize_similarities"]
+    assert not start["contextualize"]  # 200 prompts a text
+    places = opening.Where(world.where.features, world.folder / "none", Path("none")).places
+    start = Choices(photos.features, places).start(list_methods()["basic"])
+    assert start["standardize_features"]
+    assert start["project_features"]
+    assert not start["use_laion_mean"]
+    assert not start["normalize_similarities"]
+
+
+def test_what_is_fused_decides_the_level(photos):
+    """The level's scores are the method's own: at a row's similarities they are the row's score."""
+    image = photos.find("g1")
+    for method, given in (("basic", {}), ("sum", {"fusion_weight": 0.3}), ("weicom", {})):
+        ranked = photos.rank(image, "a drawing", method, given, 5)
+        scores, across, up = ranked.level
+        row = int(ranked.columns["composed"].rows[0])
+        a, b = float(ranked.image[row]), float(ranked.text[row])
+        i = np.clip(np.searchsorted(across, a) - 1, 0, len(across) - 2)
+        j = np.clip(np.searchsorted(up, b) - 1, 0, len(up) - 2)
+        cell = scores[i : i + 2, j : j + 2]
+        score, room = ranked.columns["composed"].values[0], np.ptp(cell) + 1e-6
+        assert cell.min() - room <= score <= cell.max() + room
+    assert photos.rank(image, "a drawing", "freedom", {"kappa": 3}, 5).level is None
+
+
+def test_a_change_of_the_fusion_alone_takes_no_product(photos, monkeypatch):
+    calls = []
+    product = LiveRows.product
+
+    def counted(self, vectors):
+        calls.append(len(vectors))
+        return product(self, vectors)
+
+    monkeypatch.setattr(LiveRows, "product", counted)
+    image, text = photos.find("g2"), "seen from above"
+    photos.rank(image, text, "basic", {}, 5)
+    first, calls[:] = sum(calls), []
+    assert first > 0
+    for value in (0.0, 0.05, 0.2):
+        photos.rank(image, text, "basic", {"harris_lambda": value}, 5)
+    photos.rank(image, text, "weicom", {"weicom_lambda": 0.2}, 5)
+    assert calls == []
+
+
+def test_an_input_of_the_data_set_is_for_its_own_queries_alone(shots):
+    with pytest.raises(UserError, match="made for the data set's own queries"):
+        shots.rank(shots.find("q0"), "another text", "searle", {}, 5)
+
+
+def test_keys_outlive_rows_that_move(photos):
+    key = photos.key_of(5)
+    digest = key.partition("-")[2]
+    assert photos.find(f"g999-{digest}").row == 5
+    assert photos.find(f"g0-{digest}").row == 5
+    for wrong in ("g999", "g0-" + "0" * 16, "q0", "u" + "0" * 16, "x1", "", "g-1", "g\u0661"):
+        with pytest.raises(UserError):
+            photos.find(wrong)
+
+
+def test_the_table_of_a_notebook(photos, tmp_path):
+    path = tmp_path / "query.jpg"
+    path.write_bytes(encode_jpeg(draw_image(3)))
+    table = photos.search(path, k=4)
+    assert list(table.columns) == ["rank", "path", "score", "image"]
+    assert table["path"][0] == "trip/day 1/03.jpg"
+    assert table["score"][0] == pytest.approx(1, abs=1e-3)
+    both = photos.search(path, "at night", method="sum", k=3, fusion_weight=0.25)
+    assert list(both["score"]) == pytest.approx(list(0.75 * both["image"] + 0.25 * both["text"]))
+    for wrong in ({}, {"text": "x", "lambda": 1}, {"image": b"nothing"}):
+        with pytest.raises(UserError):
+            photos.search(**wrong)
+
+
+@pytest.mark.parametrize("scores", ["distinct", "tied", "zero"])
+def test_ranks_are_those_of_a_stable_sort(scores):
+    draw = torch.Generator().manual_seed(1)
+    values = torch.randn(500, generator=draw)
+    values = {"distinct": values, "tied": values.round(decimals=1), "zero": values * 0}[scores]
+    order = values.sort(descending=True, stable=True).indices.numpy()
+    expected = np.empty(500, np.int64)
+    expected[order] = np.arange(1, 501)
+    rows = np.random.default_rng(0).permutation(500)[:60]
+    assert np.array_equal(Column(rows, values[rows].numpy(), values).ranks(rows), expected[rows])
+
+
+@pytest.mark.parametrize(("kind", "count"), [(HalfRows, 2), (HalfRows, 20), (LiveRows, 3)])
+def test_rows_read_by_parts_give_what_a_gallery_gives(kind, count):
+    draw = torch.Generator().manual_seed(2)
+    raw = torch.randn(20_000, 16, generator=draw).half()
+    vectors = torch.randn(count, 16, generator=draw)
+    half, whole = LiveGallery({"image": kind.of(raw)}), Gallery.of(raw)
+    torch.testing.assert_close(half.similarity(vectors), whole.similarity(vectors))
+    torch.testing.assert_close(half.mean(), whole.mean())
+    weights, rows = torch.rand(2, 5, generator=draw), torch.arange(10).reshape(2, 5)
+    torch.testing.assert_close(
+        half.weighted_rows(weights, rows), whole.weighted_rows(weights, rows)
+    )
