@@ -2,6 +2,7 @@
 
     python3 tests/speed/bench_distractors.py make --rows 2000000
     python3 tests/speed/bench_distractors.py run --method product --rows 2000000
+    python3 tests/speed/bench_distractors.py faiss --rows 500000      (pip install faiss-cpu)
 
 `make` writes a world of i-CIR's queries with small galleries, and a pool of float16 rows like its
 images, to --folder. `run` measures one method, in this process: the products of a block of rows
@@ -126,16 +127,39 @@ def run(folder: Path, name: str, rows: int, at_once: int | None) -> None:
     )
 
 
+def search(folder: Path, rows: int, vectors: int, k: int) -> None:
+    """The same rows by faiss: an exact search for the k best, one inner product a query."""
+    import faiss
+
+    pool = np.load(folder / "pool.npy", mmap_mode="r")[:rows]
+    index = faiss.IndexFlatIP(pool.shape[1])
+    start = time.perf_counter()
+    for first in range(0, rows, BLOCK):
+        index.add(pool[first : first + BLOCK].astype(np.float32))
+    filled = time.perf_counter()
+    queries = np.random.default_rng(0).normal(size=(vectors, pool.shape[1])).astype(np.float32)
+    index.search(queries, k)
+    found = time.perf_counter()
+    print(
+        f"faiss IndexFlatIP: {rows} rows, {vectors} vectors, k {k}: filled in {filled - start:.1f} "
+        f"s, searched in {found - filled:.1f} s, {rows / (found - start):.0f} rows/s with both"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("make", "run"))
+    parser.add_argument("what", choices=("make", "run", "faiss"))
     parser.add_argument("--folder", type=Path, default=Path("/tmp/bench_distractors"))
     parser.add_argument("--rows", type=int, default=500_000)
     parser.add_argument("--at_once", type=int, help="rows scored together")
+    parser.add_argument("--vectors", type=int, default=1082, help="faiss: queries")
+    parser.add_argument("--k", type=int, default=100, help="faiss: rows that are returned")
     parser.add_argument("--method", choices=METHODS, default="product")
     args = parser.parse_args()
     if args.what == "make":
         make(args.folder, args.rows)
+    elif args.what == "faiss":
+        search(args.folder, args.rows, args.vectors, args.k)
     else:
         run(args.folder, args.method, args.rows, args.at_once)
 
