@@ -38,15 +38,15 @@ class Overheard:
     """A method that sees the pool behind every gallery, and what it observed of which queries.
 
     answers: None where observe sees the gallery alone. points: the parameters of its runs, in the
-    order of the states. prepared: their states before observe, made once. seen: (observed states,
-    queries) of every call.
+    order of the states. prepared: their states before observe, made once. observed: the numbers of
+    some queries, as bytes -> their observed states, and the queries.
     """
 
     method: Method
     answers: Answers | None
     points: Sequence[Any] = ()
     prepared: Sequence | None = None
-    seen: list[tuple[Sequence, Queries]] = field(default_factory=list)
+    observed: dict[bytes, tuple[Sequence, Queries]] = field(default_factory=dict)
 
     @property
     def observes(self) -> bool:
@@ -67,15 +67,16 @@ class Overheard:
         return self.prepared
 
     def _observe(self, states: Sequence, queries: Queries, gallery: Gallery) -> Sequence:
-        if self.answers is not None:
-            gallery = Among.around(gallery, self.answers)
-        states = self.method.observe(states, queries, gallery)
-        self.seen.append((states, queries))
-        return states
+        key = queries.number.tobytes()
+        if key not in self.observed:
+            if self.answers is not None:
+                gallery = Among.around(gallery, self.answers)
+            self.observed[key] = self.method.observe(states, queries, gallery), queries
+        return self.observed[key][0]
 
     def _ask(self, states: Sequence, queries: Queries, gallery: Gallery) -> Sequence:
         with contextlib.suppress(Unanswered):
-            self.method.observe(states, queries, Among.around(gallery, self.answers))
+            self._observe(states, queries, gallery)
         return states
 
 
@@ -109,7 +110,8 @@ def make_parts(task: Task, overheard: Sequence[Overheard], runs: Sequence[Run]) 
     for own in overheard:
         of_run = {run.parameters: n for n, run in enumerate(runs) if run.method is own.method}
         numbers = [of_run[point] for point in own.points]
-        seen = sorted(own.seen, key=lambda call: int(call[1].number[0]))  # threads have no order
+        # Threads have no order.
+        seen = sorted(own.observed.values(), key=lambda call: int(call[1].number[0]))
         seen = seen if own.observes else [_joined(seen)]
         for states, queries in seen:
             divisible = not own.observes or own.method.together

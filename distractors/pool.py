@@ -85,6 +85,12 @@ class Pool:
             raise UserError(f"--distractors_limit {rows}: there are {self.rows} distractors")
         return replace(self, rows=rows)
 
+    @property
+    def row_bytes(self) -> int:
+        """Of a row of images, as it is stored."""
+        file = self.shards[0].files["image"]
+        return file.dtype.itemsize * file.shape[1]
+
     @cached_property
     def starts(self) -> np.ndarray:
         """The pool's number of the first row of each shard, and the end: int64 (shards + 1,)."""

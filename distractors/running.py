@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,10 +100,24 @@ class Added:
             pool=self.pool,
             kept=Kept(folder),
             group=self.group,
-            progress=show_rows if self.is_first else lambda rows, count, work: rows,
+            progress=self._show if self.is_first else lambda rows, count, work: rows,
         )
         distractors = Distractors(self.pool, run_work, self.neighbours)
         return evaluate_among(features, runs, assets, device, distractors, ties)
+
+    def _show(self, rows: Iterator[int], count: int, work: Work) -> Iterator[int]:
+        """A progress bar of rows; those of other ranks count when all are done."""
+        from tqdm import tqdm
+
+        what = "distractors" if isinstance(work, Counting) else "their mean and neighbours"
+        bar = tqdm(total=count, unit="row", unit_scale=True, desc=what, disable=None, leave=False)
+        start = time.perf_counter()
+        with bar:
+            for done in rows:
+                bar.update(done)
+                read = bar.n * self.pool.row_bytes / (time.perf_counter() - start)
+                bar.set_postfix_str(f"{read / 1e9:.2f} GB/s")
+                yield done
 
     @property
     def is_first(self) -> bool:
@@ -115,18 +130,6 @@ def forget(folder: Path, group: Group) -> None:
     if group.ranks.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
     group.gather(None)
-
-
-def show_rows(rows: Iterator[int], count: int, work: Work) -> Iterable[int]:
-    """A progress bar of rows; those of other ranks count when all are done."""
-    from tqdm import tqdm
-
-    what = "distractors" if isinstance(work, Counting) else "their mean and neighbours"
-    bar = tqdm(total=count, unit="row", unit_scale=True, desc=what, disable=None, leave=False)
-    with bar:
-        for done in rows:
-            bar.update(done)
-            yield done
 
 
 # ---------------------------------------------------------------------------------------------

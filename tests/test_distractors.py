@@ -22,7 +22,7 @@ from distractors.pool import open_pool
 from methods import list_methods
 from utils_evaluation import evaluate
 from utils_ranks import Group
-from utils_retrieval import Assets, unit_rows
+from utils_retrieval import Assets, Gallery, Rows, unit_rows
 from utils_runs import Run
 from utils_storage import ArrayRows, load_features
 
@@ -176,6 +176,27 @@ def test_every_method_ranks_as_in_one_gallery(tmp_path, many, monkeypatch, parts
     expected = evaluate_exactly(joined, runs, assets)
     pool = features_pool(tmp_path, made, parts)
     check_equal(evaluate_among(alone, runs, assets, CPU, among(pool, tmp_path / "kept")), expected)
+
+
+def test_methods_may_observe_the_gallery_alone(tmp_path, many):
+    alone, joined, runs, assets, made = many
+
+    def of_own_rows(method):
+        def observe(states, queries, gallery):
+            own = {n: Rows.of(rows.raw[:-300]) for n, rows in gallery.kinds.items()}
+            return method.observe(states, queries, Gallery(own, gallery.number[:-300]))
+
+        return replace(method, observe=observe)
+
+    methods = {run.method: of_own_rows(run.method) for run in runs}
+    expected = evaluate_exactly(
+        joined, [replace(r, method=methods[r.method]) for r in runs], assets
+    )
+    pool = features_pool(tmp_path, made, 1)
+    found = evaluate_among(
+        alone, runs, assets, CPU, among(pool, tmp_path / "kept", neighbours="gallery")
+    )
+    check_equal(found, expected)
 
 
 def test_units_end_at_files_and_at_the_points_of_a_curve(tmp_path, monkeypatch):
