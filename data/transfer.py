@@ -113,7 +113,7 @@ def _receive(url: str, part: Path, bar: tqdm) -> None:
         bar.reset(total=total)
         bar.update(start)
         with naming(part), open(part, "ab" if resumed else "wb") as file:
-            while chunk := response.read(CHUNK_BYTES):
+            while chunk := response.read1(CHUNK_BYTES):  # what came is kept when the rest stalls
                 file.write(chunk)
                 bar.update(len(chunk))
     # http.client ends a cut body like a whole one.

@@ -14,6 +14,10 @@ from utils import UserError
 CONTENT = bytes(range(256)) * 8
 
 
+class Stalled(bytes):
+    """An answer behind which the connection stays open and silent."""
+
+
 @pytest.fixture
 def serve(monkeypatch) -> Iterator[Callable[[list[bytes]], str]]:
     """A function that starts a server of these raw answers, the last one for ever."""
@@ -22,15 +26,20 @@ def serve(monkeypatch) -> Iterator[Callable[[list[bytes]], str]]:
     listening = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/file"
 
+    stalled = []
+
     def answer(answers: list[bytes]) -> None:
         while True:
             try:
                 connection, _ = listening.accept()
             except OSError:
                 return
-            with connection:
-                connection.recv(65536)
-                connection.sendall(answers[0].replace(b"ADDRESS", address.encode()))
+            connection.recv(65536)
+            connection.sendall(answers[0].replace(b"ADDRESS", address.encode()))
+            if isinstance(answers[0], Stalled):
+                stalled.append(connection)
+            else:
+                connection.close()
             answers[:] = answers[1:] or answers
 
     def start(answers: list[bytes]) -> str:
@@ -55,6 +64,14 @@ def test_another_range_starts_again(serve, tmp_path):
     wrong = reply("206 Partial Content", CONTENT[5:], "Content-Range: bytes 5-2047/2048")
     (tmp_path / "file.part").write_bytes(CONTENT[:100])
     transfer.download(serve([wrong, WHOLE]), tmp_path / "file.part", "file")
+    assert (tmp_path / "file.part").read_bytes() == CONTENT
+
+
+def test_what_came_before_a_stall_is_kept(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "TIMEOUT", 0.5)
+    cut = Stalled(reply("200 OK", CONTENT[:700], f"Content-Length: {len(CONTENT)}"))
+    rest = reply("206 Partial Content", CONTENT[700:], "Content-Range: bytes 700-2047/2048")
+    transfer.download(serve([cut, rest]), tmp_path / "file.part", "file")
     assert (tmp_path / "file.part").read_bytes() == CONTENT
 
 
