@@ -116,6 +116,8 @@ def _check_row(row: list[str], where: str, split: str) -> None:
         raise UserError(f"{where}: the file takes no header line; remove it")
     if "\r" in "".join(row):
         raise UserError(f"{where}: a carriage return inside a value; remove it")
+    if "\0" in "".join(row):
+        raise UserError(f"{where}: a zero byte inside a value; remove it")
     image_path, text, instance = row
     if not image_path or not instance:
         raise UserError(f"{where}: the image path and the instance must not be empty ({columns})")

@@ -1,7 +1,4 @@
-"""Random worlds with awkward labels, and average precision by the formulas of docs/DESIGN.md.
-
-The oracle shares no code with what it judges: float64 numpy, one query at a time.
-"""
+"""Random worlds with awkward labels, in the files that the commands read: see oracle.py."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import csv
 import json
 import pickle
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +30,8 @@ AWKWARD = (
         "{x}",
     ),
 )
-NEAR = 2e-6  # float32 similarities of unit vectors that lie so near may change places
-METHODS = ("image", "text", "sum", "product")
 EPSILON = 1e-5
+WORDS = ("mug", "7", "NA", "a, b", "猫", "hat", "null", "007")  # of the corpus of words
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,8 @@ class World:
     image: np.ndarray
     text: np.ndarray
     database: np.ndarray
+    assets: dict[str, np.ndarray]
+    said: dict[str, np.ndarray]  # features of "word text"
 
 
 def make_label(rng: random.Random) -> str:
@@ -77,6 +76,8 @@ def make_world(seed: int) -> World:
     rows += [
         (f"d/p{number}.jpg", text, instance) for number, (_, text, instance) in enumerate(queries)
     ]
+    for path, text, instance in queries[::2]:  # rows that show a query's own image
+        rows.append((path, rng.choice(["", text]), instance))
     rng.shuffle(rows)
 
     def features(count: int, original: np.ndarray | None = None) -> np.ndarray:
@@ -86,10 +87,47 @@ def make_world(seed: int) -> World:
         scale = 10.0 ** numbers.uniform(-rng.choice((0, 15)), rng.choice((0, 15)), (count, 1))
         return (values * scale).astype(np.float32)
 
-    return World(queries, rows, features(len(queries)), features(len(queries)), features(len(rows)))
+    image, text, database = (features(len(own)) for own in (queries, queries, rows))
+    assets = {
+        "context_text": features(len(queries)),
+        "generic_subjects": features(rng.randint(2, 40)),
+        "generic_styles": features(rng.randint(2, 20)),
+        "open_image_v7_class_names": numbers.normal(size=(len(WORDS), dim)).astype(np.float32),
+        "mean": (numbers.normal(size=(1, dim)) * 0.2).astype(np.float32),
+        "image_features": features(rng.randint(2, 30)),
+        "text_features": features(rng.randint(2, 30)),
+    }
+    phrases = [f"{word} {text}" for word in WORDS for text in texts]
+    said = dict(zip(phrases, features(len(phrases)), strict=True))
+    return World(queries, rows, image, text, database, assets, said)
 
 
 COLUMNS = ("image_path", "text", "instance")
+
+
+def write_assets(world: World, folder: Path) -> None:
+    """Corpora, mean, normalisation features and kept texts, below features/, data/, synthetic/."""
+    manifest = {"model": {"model": "random"}}
+    corpora = folder / "features/clip_features/corpus"
+    texts = corpora.parent / "texts"
+    for place in (corpora, texts, folder / "data/laion_mean", folder / "synthetic"):
+        place.mkdir(parents=True)
+    for name in ("generic_subjects", "generic_styles", "open_image_v7_class_names"):
+        np.save(corpora / f"{name}.npy", world.assets[name])
+        (corpora / f"{name}.json").write_text(json.dumps(manifest))
+    _write_column(corpora / "open_image_v7_class_names.csv", "prompt", WORDS)
+    note = {"manifest": json.dumps(manifest)}
+    np.savez(folder / "data/laion_mean/mean_clip.npz", mean=world.assets["mean"], **note)
+    pair = {name: world.assets[name] for name in ("image_features", "text_features")}
+    np.savez(folder / "synthetic/synthetic_clip.npz", **pair, **note)
+    _write_column(texts / "texts.csv", "text", world.said)
+    np.save(texts / "texts.npy", np.stack(list(world.said.values())))
+    (texts / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _write_column(path: Path, name: str, values: Iterable[str]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([[name], *([value] for value in values)])
 
 
 def write_native(world: World, folder: Path) -> None:
@@ -100,6 +138,7 @@ def write_native(world: World, folder: Path) -> None:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *labels])
     np.save(folder / "query_image.npy", world.image)
     np.save(folder / "query_text.npy", world.text)
+    np.save(folder / "query_context_text.npy", world.assets["context_text"])
     np.save(folder / "database_image.npy", world.database)
     (folder / "manifest.json").write_text(json.dumps({"model": {"model": "random"}}))
 
@@ -108,53 +147,17 @@ def write_pickles(world: World, folder: Path) -> None:
     """The files that the reference implementation writes."""
     folder.mkdir(parents=True)
     for split, labels, arrays in (
-        ("query", world.queries, {"image_feats": world.image, "text_feats": world.text}),
+        (
+            "query",
+            world.queries,
+            {
+                "image_feats": world.image,
+                "text_feats": world.text,
+                "context_text_feats": world.assets["context_text"],
+            },
+        ),
         ("database", world.rows, {"image_feats": world.database}),
     ):
         names = dict(zip(("paths", "texts", "instances"), zip(*labels, strict=True), strict=True))
         content = {name: list(values) for name, values in names.items()} | arrays
         (folder / f"{split}_icir_features.pkl").write_bytes(pickle.dumps(content))
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    rows = rows.astype(np.float64)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def score(method: str, image: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """Scores (n,) of a query from both its similarities (n,)."""
-    if method == "sum":
-        return image + text
-    if method == "product":
-        return np.maximum(image, 0) * np.maximum(text, 0)
-    return image if method == "image" else text
-
-
-def average_precision(ranks: np.ndarray) -> float:
-    """AP-T of the ranks of n positives, from 0, ascending."""
-    j = np.arange(len(ranks))
-    before = np.where(ranks == 0, 1.0, j / np.maximum(ranks, 1))
-    after = (j + 1) / (ranks + 1)
-    return float(((before + after) / 2).sum() / (len(ranks) + EPSILON))
-
-
-def judge(world: World, method: str) -> list[tuple[float, float]]:
-    """For each query the lowest and the highest AP that its ties and near ties admit."""
-    database = unit(world.database)
-    bounds = []
-    for query, (_, text, instance) in enumerate(world.queries):
-        pool = [n for n, row in enumerate(world.rows) if row[2] == instance]
-        right = np.array([world.rows[n][1] == text for n in pool])
-        image, said = (
-            database[pool] @ unit(v[query : query + 1])[0] for v in (world.image, world.text)
-        )
-        scores = score(method, image, said)
-        wrong, own = scores[~right], np.sort(scores[right])[::-1]
-        lowest, highest = (
-            average_precision(
-                np.array([(wrong > value + near).sum() + j for j, value in enumerate(own)])
-            )
-            for near in (-NEAR, NEAR)
-        )
-        bounds.append((lowest, highest))
-    return bounds

@@ -31,7 +31,8 @@ def has_namespaces() -> bool:
 
 READ = """
 import sys
-sys.path[:0] = sys.argv[1:]
+SIDE = int(sys.argv[2])
+sys.path.insert(0, sys.argv[1])
 import torch
 from extraction.parts import Unit
 from extraction.reading import Chunk, load_chunks
@@ -40,7 +41,7 @@ class Large:
     def __len__(self):
         return 12
     def __getitem__(self, number):
-        images = [torch.full((3, 64, 64), number, dtype=torch.uint8)] * 32
+        images = [torch.full((3, SIDE, SIDE), number, dtype=torch.uint8)] * 32
         return Chunk(Unit(str(number)), ids=[number], images=images).close()
 
 chunks = list(load_chunks(Large(), 8, 100.0))
@@ -50,13 +51,25 @@ print(len(chunks), {type(chunk.images).__name__ for chunk in chunks})
 
 
 @pytest.mark.skipif(not has_namespaces(), reason="no namespaces here")
-@pytest.mark.parametrize("size", ["200k", "16k"])
-def test_little_shared_memory(size):
+@pytest.mark.parametrize(("size", "side"), [("64m", 640), ("200k", 64), ("16k", 64)])
+def test_little_shared_memory(size, side):
     """Images that find no room go another way, and workers that find none are not started."""
     root = Path(__file__).resolve().parent.parent
     mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", mount, "sh", sys.executable, "-c", READ, str(root)],
+        [
+            "unshare",
+            "-rm",
+            "sh",
+            "-c",
+            mount,
+            "sh",
+            sys.executable,
+            "-c",
+            READ,
+            str(root),
+            str(side),
+        ],
         env=environment(),
         capture_output=True,
         text=True,
@@ -64,7 +77,7 @@ def test_little_shared_memory(size):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("12 ")
-    assert ("ndarray" in done.stdout) == (size == "200k")
+    assert ("ndarray" in done.stdout) == (size != "16k")
     said = "no shared memory for --workers 8: 0 read the images"
     assert (said in done.stderr) == (size == "16k")
     assert "Traceback" not in done.stderr
