@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Picture = tuple[str, Box]
 MANIFEST = "images.json"
 PROGRESS = "images.progress.jsonl"
+ENTRY = {"image": str, "box": ([int], None), "captions": ([str], None), "cause": (str, None)}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def describe_task(
     write_manifest(manifest, settings.identity, {"finished": False})
     device = select_device(gpu)
     with (
-        Journal(progress) as journal,
+        Journal(progress, ENTRY) as journal,
         tqdm(total=sum(map(len, batches)), desc="describing", unit="image", disable=None) as bar,
     ):
         lines, skipped = describe(

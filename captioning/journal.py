@@ -9,16 +9,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from utils import UserError, naming, read_bytes
+from utils_records import Form, misfit
 
 
 class Journal:
     """An append-only JSONL file. A line that was cut when its writer was killed is removed."""
 
-    def __init__(self, path: Path):
-        """Open it, made if need be. Raises UserError if it is damaged before its last line."""
+    def __init__(self, path: Path, form: Form = dict):
+        """Open it, made if need be. form: of an entry, see misfit.
+
+        Raises UserError if it is damaged before its last line.
+        """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.entries, end = _read(path)
+        self.entries, end = _read(path, form)
         self._file = open(path, "ab")  # noqa: SIM115  closed by close()
         self._file.truncate(end)
         self._lock = threading.Lock()
@@ -41,7 +45,7 @@ class Journal:
         self.close()
 
 
-def _read(path: Path) -> tuple[list[dict], int]:
+def _read(path: Path, form: Form) -> tuple[list[dict], int]:
     """The entries of a journal, and the byte at which the last whole one ends."""
     if not path.exists():
         return [], 0
@@ -50,8 +54,11 @@ def _read(path: Path) -> tuple[list[dict], int]:
     entries = []
     for number, line in enumerate(content[:end].splitlines(), 1):
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entry = json.loads(line)
+            if misfit(entry, form):
+                raise ValueError
+            entries.append(entry)
+        except (ValueError, RecursionError):
             raise UserError(
                 f"{path}, line {number} is damaged; remove the line, and what it held is made again"
             ) from None

@@ -214,7 +214,7 @@ def rewrite_task(
     refuse_change(manifest, identity)
     total = len({question for subject in subjects for question in asking.questions(subject)})
     with (
-        Journal(answers) as journal,
+        Journal(answers, dict.fromkeys(("key", "text", "problem"), str)) as journal,
         tqdm(total=total, desc="rewriting", unit="question", disable=None) as bar,
     ):
         entries = rewrite(subjects, asking, chat, journal, parallel, bar.update)

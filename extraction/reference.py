@@ -16,17 +16,16 @@ from utils import (
     code_version,
     last_part,
     publishing,
-    read_csv,
     sha256_file,
     write_csv,
     write_json,
 )
 from utils_datasets import SPLITS, Dataset, relative_image_path
+from utils_pickles import load_pickle, read_array, read_rows
 from utils_storage import (
     features_folder,
-    load_pickle,
+    read_csv_columns,
     read_reference,
-    read_rows,
     reference_features,
 )
 
@@ -41,12 +40,6 @@ def write_pickle(path: Path, content: dict) -> None:
         pickle.dump(content, file, protocol=4)
 
 
-def _read_columns(path: Path) -> list[list[str]]:
-    """The columns of a table that write_csv wrote."""
-    rows = [row for _, row in read_csv(path)]
-    return [list(column) for column in zip(*rows[1:], strict=True)]
-
-
 def write_reference_dataset(folder: Path, name: str, dataset: str) -> list[Path]:
     """Write the reference's two pickles of a data set from the native files beside them.
 
@@ -54,11 +47,12 @@ def write_reference_dataset(folder: Path, name: str, dataset: str) -> list[Path]
     """
     written = []
     for split in SPLITS:
-        image_paths, texts, instances = _read_columns(folder / f"{split}.csv")
-        content = {"image_feats": np.load(folder / f"{split}_image.npy").astype(np.float32)}
+        columns = read_csv_columns(folder / f"{split}.csv", LABELS)
+        image_paths, texts, instances = (columns[name] for name in LABELS)
+        content = {"image_feats": read_array(folder / f"{split}_image.npy")}
         if split == "query":
-            content["text_feats"] = np.load(folder / "query_text.npy")
-            content["context_text_feats"] = np.load(folder / "query_context_text.npy")
+            content["text_feats"] = read_array(folder / "query_text.npy")
+            content["context_text_feats"] = read_array(folder / "query_context_text.npy")
         paths = [reference_path(dataset, path) for path in image_paths]
         content |= {"paths": paths, "instances": instances, "texts": texts}
         if split == "database":
@@ -70,9 +64,9 @@ def write_reference_dataset(folder: Path, name: str, dataset: str) -> list[Path]
 
 def write_reference_corpus(folder: Path, name: str) -> Path:
     """Write the reference's pickle of a corpus from the native files beside it."""
-    (prompts,) = _read_columns(folder / f"{name}.csv")
+    prompts = read_csv_columns(folder / f"{name}.csv", ("prompt",))["prompt"]
     path = folder / f"{name}.pkl"
-    write_pickle(path, {"feats": np.load(folder / f"{name}.npy"), "prompts": prompts})
+    write_pickle(path, {"feats": read_array(folder / f"{name}.npy"), "prompts": prompts})
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -15,9 +16,12 @@ from native import world_arguments, write_native_world
 from test_workers import has_namespaces
 
 from benchmarks.annotations import load_json
+from captioning.describing import ENTRY
+from captioning.journal import Journal
 from external.arrays import read_embeddings
 from external.ids import read_ids
 from external.results import _read_matrix
+from extraction.reference import write_reference_dataset
 from extraction.warned import named_warnings
 from utils import naming, read_csv, read_json, sha256_file, write_json
 from utils_assets import load_mean, mean_path
@@ -163,14 +167,13 @@ def test_finished_features_on_a_read_only_disk(world, small_clip):
 @needs_namespaces
 def test_a_full_disk_names_a_file(world, small_clip):
     (world / "small").mkdir(exist_ok=True)
-    disk = "mount -t tmpfs -o size={} tmpfs small"
     flags = ("--features_dir", "small")
-    for size in ("8k", "60k"):
-        done = in_namespace(disk.format(size), *extraction(small_clip, *flags), cwd=world)
-        assert done.returncode == 2, (size, done.stdout, done.stderr)
-        assert done.stderr.count("\n") == 1, (size, done.stderr)
-        assert done.stderr.startswith("error: small/"), (size, done.stderr)
-        assert "space" in done.stderr or "not written whole" in done.stderr
+    disk = "mount -t tmpfs -o size=60k tmpfs small"
+    done = in_namespace(disk, *extraction(small_clip, *flags), cwd=world)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: small/"), done.stderr
+    assert "space" in done.stderr or "not written whole" in done.stderr
 
 
 @needs_namespaces
@@ -185,3 +188,25 @@ def test_a_full_disk_of_results_names_a_file(tmp_path):
         assert done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith(f"error: {folder / 'results'}/"), done.stderr
         assert "space" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------
+# Damage
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["query_text.npy", "database.csv"])
+def test_damaged_features_are_not_turned_into_pickles(world, small_clip, tmp_path, name):
+    folder = shutil.copytree(output_folder(world, small_clip, "features"), tmp_path / "shop")
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[:-40] + b'"')
+    line = attempt(partial(write_reference_dataset, folder, "shop", "shop"))
+    assert line
+    assert name in line
+
+
+@pytest.mark.parametrize("line", ["5", '{"image": 5}', '{"image": "a", "box": "x"}', "[" * 10**5])
+def test_a_damaged_journal_names_its_line(tmp_path, line):
+    path = tmp_path / "images.progress.jsonl"
+    path.write_text(f'{{"image": "a.jpg"}}\n{line}\n')
+    assert "line 2 is damaged" in attempt(partial(Journal, path, ENTRY))
