@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
@@ -14,6 +16,7 @@ import numpy as np
 
 from utils import UserError
 from utils_blocks import Block, Cells, Judged, make_blocks, search_blocks
+from utils_explained import Explained, collect_explained, explain_part, rows_sampled
 from utils_metrics import average, measure, plan_steps, positive_ranks
 from utils_retrieval import Assets, Gallery, Method, Queries, Rows, unit_rows
 from utils_runs import Run, shown_parameters
@@ -71,8 +74,9 @@ class Evaluation:
     """What one run of a method over a task yields.
 
     views: name -> Ranking. values: (measure, view) -> float64 (Q,), for the task's columns.
-    columns: the task's columns and means, in percent. seconds: of the pass, which all its runs
-    share.
+    columns: the task's columns and means, in percent. seconds: of the pass, shared among its runs
+    by the time that their methods' own work took; total_seconds: of all passes. explained: what
+    the scores are made of, where that was asked for and the method tells.
     """
 
     run: Run
@@ -82,6 +86,8 @@ class Evaluation:
     values: Mapping[tuple[str, str], np.ndarray]
     columns: Mapping[str, float]
     seconds: float
+    total_seconds: float = 0.0
+    explained: Explained | None = None
 
     def means(self) -> dict[str, float]:
         """The task's columns and means by name, in percent."""
@@ -140,6 +146,36 @@ class _Prepared:
     numbers: Sequence[int]
 
 
+class _Times:
+    """The seconds that methods' own work took, whichever threads did it."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.of = device, defaultdict(float)
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def measure(self, method: Method) -> Iterator[None]:
+        """What happens inside is the method's work."""
+        start = self._now()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.of[method] += self._now() - start
+
+    def _now(self) -> float:
+        """The time when the device has done what it was given."""
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def share(self, method: Method) -> float:
+        """The share of a method in the work of all."""
+        return self.of[method] / (sum(self.of.values()) or 1.0)
+
+
 @dataclass(frozen=True, eq=False)
 class _Found:
     """What one run finds in one view of a block (or of a part of it, of fewer queries).
@@ -159,9 +195,15 @@ def _batches(pairs: Iterator, size: int) -> Iterator[list]:
         yield batch
 
 
-def _observe(prepared: Sequence[_Prepared], queries: Queries, gallery: Gallery) -> list[_Prepared]:
+def _observe(
+    prepared: Sequence[_Prepared], queries: Queries, gallery: Gallery, times: _Times
+) -> list[_Prepared]:
     """Each method's points with what the gallery decides for these queries."""
-    return [replace(p, points=p.method.observe(p.points, queries, gallery)) for p in prepared]
+    observed = []
+    for p in prepared:
+        with times.measure(p.method):
+            observed.append(replace(p, points=p.method.observe(p.points, queries, gallery)))
+    return observed
 
 
 def _find(
@@ -171,19 +213,44 @@ def _find(
     observed: Sequence[_Prepared],
     ties: str,
     tops: Mapping[str, int],
+    times: _Times,
 ) -> dict[int, dict[str, _Found]]:
     """Score a gallery for a block's queries in all runs; what each finds, by number and view."""
     found: dict[int, dict[str, _Found]] = {}
     for p in observed:
-        pairs = zip(p.numbers, p.method.scores(p.points, queries, gallery), strict=True)
-        for some in _batches(pairs, SCORES_RANKED // (len(block) * len(block.queries))):
-            numbers = [number for number, _ in some]
-            scores = [with_copies(block.copies, own) for _, own in some]
-            for name, judged in block.views.items():
-                ranked = _rank(judged, scores, ties, tops.get(name, 0))
-                for number, own in zip(numbers, ranked, strict=True):
-                    found.setdefault(number, {})[name] = own
+        with times.measure(p.method):
+            pairs = zip(p.numbers, p.method.scores(p.points, queries, gallery), strict=True)
+            for some in _batches(pairs, SCORES_RANKED // (len(block) * len(block.queries))):
+                numbers = [number for number, _ in some]
+                scores = [with_copies(block.copies, own) for _, own in some]
+                for name, judged in block.views.items():
+                    ranked = _rank(judged, scores, ties, tops.get(name, 0))
+                    for number, own in zip(numbers, ranked, strict=True):
+                        found.setdefault(number, {})[name] = own
     return found
+
+
+def _explain(
+    block: Block,
+    queries: Queries,
+    gallery: Gallery,
+    observed: Sequence[_Prepared],
+    found: Mapping[int, Mapping[str, _Found]],
+    main: str,
+    sampled: int,
+) -> dict[int, Explained]:
+    """What the scores of a block's queries are made of, by run, of methods that tell."""
+    import torch
+
+    judged, explained = block.views[main], {}
+    ranked = torch.zeros((len(block.queries), len(block)), device=queries.device)
+    ranked = ~_ranked_scores(judged, ranked).isneginf()
+    for p in observed:
+        for number, state in zip(p.numbers, p.points, strict=True) if p.method.parts else ():
+            own, parts = found[number][main], p.method.parts(state, queries, gallery)
+            positives = judged.positives, own.ranks.cpu().numpy()
+            explained[number] = explain_part(parts, block, positives, ranked, own.top[1], sampled)
+    return explained
 
 
 def with_copies(copies: np.ndarray | None, scores: Tensor) -> Tensor:
@@ -261,26 +328,33 @@ def evaluate(
     ties: str = "row",
     tops: Mapping[str, int] | None = None,
     progress=lambda blocks, count: blocks,
+    explain: bool = False,
 ) -> list[Evaluation]:
     """Run methods over a task in one pass.
 
     assets: on the device. ties: see positive_ranks. tops: view -> how many best rows to keep per
-    query. progress: wraps what the blocks yield, whose number it is told (tqdm). Methods that keep
-    a tag's queries together are run in a pass of their own. Raises UserError if there are no
+    query. progress: wraps what the blocks yield, whose number it is told (tqdm). explain: the
+    methods that can tell what the best rows' scores are made of. Methods that keep a tag's queries
+    together are run in a pass of their own. Raises UserError if there are no
     queries, for a positive outside its gallery, and for a row that is zero, infinite or NaN.
     """
     passes = {}
     for number, run in enumerate(runs):
         passes.setdefault(run.method.together, []).append(number)
     found: dict[int, Evaluation] = {}
+    telling = sum(1 for run in runs if run.method.parts)
+    sampled = rows_sampled(len(features.task.queries), telling) if explain else None
+    start = time.perf_counter()
     for together, numbers in passes.items():
         some = [runs[number] for number in numbers]
         blocks = make_blocks(features.task, together)
         evaluations = _evaluate(
-            features, some, assets, device, ties, tops or {}, progress, blocks, bool(together)
+            *(features, some, assets, device, ties, tops or {}, progress, blocks, bool(together)),
+            sampled,
         )
         found |= dict(zip(numbers, evaluations, strict=True))
-    return [found[number] for number in range(len(runs))]
+    total = time.perf_counter() - start
+    return [replace(found[number], total_seconds=total) for number in range(len(runs))]
 
 
 def _evaluate(
@@ -293,8 +367,12 @@ def _evaluate(
     progress,
     blocks: list[Block],
     whole: bool,
+    sampled: int | None,
 ) -> list[Evaluation]:
-    """The runs of one pass. whole: what observes the queries of a block sees all of them."""
+    """The runs of one pass. whole: what observes the queries of a block sees all of them.
+
+    sampled: gallery rows a query that are explained, None where nothing is.
+    """
     import torch
 
     start = time.perf_counter()
@@ -306,23 +384,28 @@ def _evaluate(
     }
     kinds = dict.fromkeys(name for run in runs for name in run.method.gallery_reads)
     database = {name: features.database(name) for name in kinds}
-    prepared = list(_by_method(runs, assets))
+    times = _Times(device)
+    prepared = list(_by_method(runs, assets, times))
     text = features.task.queries.text
 
     @torch.inference_mode()
-    def search(block: Block, raw: dict[str, Tensor]) -> list[tuple[Block, dict]]:
-        """Every part of a block with what the runs find in it."""
+    def search(block: Block, raw: dict[str, Tensor]) -> list[tuple[Block, dict, dict]]:
+        """Every part of a block with what the runs find in it, and what that is made of."""
         kinds = {name: Rows.of(rows) for name, rows in raw.items()}
         gallery = Gallery(kinds, block.database_rows(np.arange(len(block))))
         _check_rows(gallery, block, features)
         recurring = QUERIES_SCORED * len(block.queries) // block.images
         size = max(recurring, PAIRS_SCORED[device.type] // len(block))
-        observed = _observe(prepared, select(block), gallery) if whole else None
+        observed = _observe(prepared, select(block), gallery, times) if whole else None
         parts = []
         for part in block.split(size):
             some = select(part)
-            own = observed or _observe(prepared, some, gallery)
-            parts.append((part, _find(part, some, gallery, own, ties, tops)))
+            own = observed or _observe(prepared, some, gallery, times)
+            found, made = _find(part, some, gallery, own, ties, tops, times), {}
+            if sampled is not None:
+                main = features.task.main_view
+                made = _explain(part, some, gallery, own, found, main, sampled)
+            parts.append((part, found, made))
         return parts
 
     def select(block: Block) -> Queries:
@@ -332,7 +415,7 @@ def _evaluate(
 
     with contextlib.closing(search_blocks(search, database, blocks, device)) as searches:
         searched = chain.from_iterable(progress(searches, len(blocks)))
-        parts, found = zip(*searched, strict=True)
+        parts, found, made = zip(*searched, strict=True)
     views = {name: _all_positives(features.task, name, parts) for name in features.task.views}
     averaged = plan_columns(features.task)
     evaluations = []
@@ -344,14 +427,19 @@ def _evaluate(
         }
         values = measure_columns(features.task, rankings)
         columns = averaged(values)
-        evaluations.append(
-            Evaluation(run, features.backbone, features.task, rankings, values, columns, 0.0)
-        )
+        told = [part.pop(number) for part in made if number in part]
+        explained = collect_explained(parts, told, len(features.task.queries)) if told else None
+        common = (run, features.backbone, features.task, rankings, values, columns)
+        evaluations.append(Evaluation(*common, 0.0, explained=explained))
     seconds = time.perf_counter() - start
-    return [replace(evaluation, seconds=seconds) for evaluation in evaluations]
+    runs_of = Counter(run.method for run in runs)
+    return [
+        replace(e, seconds=seconds * times.share(e.run.method) / runs_of[e.run.method])
+        for e in evaluations
+    ]
 
 
-def _by_method(runs: Sequence[Run], assets: Assets) -> Iterator[_Prepared]:
+def _by_method(runs: Sequence[Run], assets: Assets, times: _Times) -> Iterator[_Prepared]:
     """For each method its prepared points and the numbers of their runs.
 
     Runs are put in the order of their parameters, so that those that differ in the last ones alone
@@ -361,7 +449,9 @@ def _by_method(runs: Sequence[Run], assets: Assets) -> Iterator[_Prepared]:
         numbers = [number for number, run in enumerate(runs) if run.method is method]
         numbers.sort(key=lambda number: astuple(runs[number].parameters))
         points = [runs[number].parameters for number in numbers]
-        yield _Prepared(method, method.prepare(points, assets), numbers)
+        with times.measure(method):
+            prepared = method.prepare(points, assets)
+        yield _Prepared(method, prepared, numbers)
 
 
 def _collect(

@@ -236,12 +236,12 @@ def write_runs(
         write_results,
     )
 
-    rows = [result_row(evaluation, facts) for evaluation in evaluations]
+    rows = [result_row(evaluation, facts, output.top_k) for evaluation in evaluations]
     submissions = [_submissions(evaluation) for evaluation in evaluations]  # checked, all of them
     for evaluation, row, files in zip(evaluations, rows, submissions, strict=True):
         write_results(results / evaluation.variant, evaluation, row, output.top_k, files)
     task = evaluations[0].task
-    print(format_table(rows, console_columns(task)))
+    print(format_table(rows, console_columns(task, output.top_k)))
     for evaluation in evaluations if output.export else ():
         _export(results / evaluation.variant, evaluation, output.export)
     if submissions[0]:

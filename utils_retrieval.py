@@ -271,6 +271,34 @@ class Needs:
 # ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Fusion:
+    """How two parts X, Y of a score make it: x X + y Y + xx X^2 + xy X Y + yy Y^2."""
+
+    x: float = 0.0
+    y: float = 0.0
+    xx: float = 0.0
+    xy: float = 0.0
+    yy: float = 0.0
+
+    def __call__(self, x: Any, y: Any) -> Any:
+        """The score of parts, numbers or arrays alike."""
+        return self.x * x + self.y * y + self.xx * x * x + self.xy * x * y + self.yy * y * y
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What the scores of some queries are made of, as the method used it.
+
+    similarities: two parts by name, each (Q, N). fusion: makes the scores of them. neighbours:
+    int64 (Q, k), the gallery rows that the query was expanded by, or None.
+    """
+
+    similarities: Mapping[str, Tensor]
+    fusion: Fusion
+    neighbours: Tensor | None = None
+
+
 def _points_as_they_are(points: Sequence, assets: Assets) -> Sequence:
     return points
 
@@ -303,8 +331,10 @@ class Method:
     name -> producer of further features, for `create_features.py --inputs NAME`. steps: the
     components of --ablation, each with the parameters that take it away. compared: parameter ->
     methods that a sweep of it is compared with. caution(parameters): what of a setting ranks
-    otherwise than its user may mean, in words, or "". On a CPU observe and scores run in several
-    threads at once, for other queries each: what is not of the call is not to be changed.
+    otherwise than its user may mean, in words, or "". parts(state, queries, gallery): what the
+    scores of a state are made of, for pages that explain them, or None. On a CPU observe and scores
+    run in several threads at once, for other queries each: what is not of the call is not to be
+    changed.
     """
 
     name: str
@@ -323,6 +353,7 @@ class Method:
     steps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     compared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     caution: Callable[[Any], str] = _no_caution
+    parts: Callable[[Any, Queries, Gallery], Parts] | None = None
 
     def query_features(self, parameters: Any) -> tuple[str, ...]:
         """The query features that a run of these parameters reads."""

@@ -83,6 +83,7 @@ def run_plan(
                 device,
                 ties=ties,
                 tops=_rankings(features.task, top_k, output),
+                explain=output.page is not None,
                 progress=lambda blocks, count: tqdm(
                     blocks, total=count, unit="gallery", disable=None, leave=False
                 ),

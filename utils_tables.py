@@ -26,11 +26,11 @@ OPTIONAL = (
 )  # facts that have a column only where they say something
 
 
-def result_row(evaluation: Evaluation, facts: dict[str, str]) -> dict[str, str]:
+def result_row(evaluation: Evaluation, facts: dict[str, str], top_k: int = 0) -> dict[str, str]:
     """One run as a row of mAP_table.csv, every value as it is printed (columns in percent).
 
     facts: dataset, ties, features (hash of the manifest), version and other constants of the run;
-    they follow the method's own parameters.
+    they follow the method's own parameters. top_k: the row has the means of P@K and R@K.
     """
     row = {
         "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S"),
@@ -39,14 +39,32 @@ def result_row(evaluation: Evaluation, facts: dict[str, str]) -> dict[str, str]:
         "method": evaluation.method,
         "variant": evaluation.variant,
         **{name: show_percent(value) for name, value in evaluation.means().items()},
+        **shares_at(evaluation, top_k),
         "queries": str(len(evaluation.task.queries)),
         **group_counts(evaluation.task),
         "seconds": f"{evaluation.seconds:.2f}",
+        "total_seconds": f"{evaluation.total_seconds:.2f}",
         "tied_queries": str(int(evaluation.tied.sum())),
         **evaluation.config,
         **{name: value for name, value in facts.items() if name != "dataset"},
     }
     return {name: value for name, value in row.items() if value or name not in OPTIONAL}
+
+
+def shares_at(evaluation: Evaluation, k: int) -> dict[str, str]:
+    """The means over queries of P@k and R@k, in percent: hits among the k best, over k and over n.
+
+    None where no ranking was asked for or the ground truth is hidden, nor in the place of a column
+    of that name that the task has.
+    """
+    positives = evaluation.main.positives
+    if not k or evaluation.task.views[evaluation.task.main_view].positives is None:
+        return {}
+    hits = np.bincount(positives.query[evaluation.main.ranks < k], minlength=len(positives.count))
+    shares = {f"P@{k}": hits / k, f"R@{k}": hits / np.maximum(positives.count, 1)}
+    taken = evaluation.means()
+    means = {name: 100 * float(own.mean()) for name, own in shares.items() if name not in taken}
+    return {name: show_percent(value) for name, value in means.items()}
 
 
 def show_percent(value: float) -> str:
@@ -73,10 +91,12 @@ def _labels(tag: Sequence[str | tuple[str, ...]]) -> set[str]:
     return {label for own in tag for label in ((own,) if isinstance(own, str) else own)}
 
 
-def console_columns(task: Task) -> list[str]:
-    """The columns of result_row that the console shows."""
+def console_columns(task: Task, top_k: int = 0) -> list[str]:
+    """The columns of result_row that the console shows, in its order."""
     means = [column.name for column in (*task.columns, *task.means)]
-    return ["method", "variant", *means, "queries", *group_counts(task), "tied_queries", "seconds"]
+    means += [name for name in (f"P@{top_k}", f"R@{top_k}") if top_k and name not in means]
+    counts = ["queries", *group_counts(task)]
+    return ["method", "variant", *means, *counts, "seconds", "total_seconds", "tied_queries"]
 
 
 LEFT_BEHIND = (".mAP_table.csv.*.part", ".APs.*.part", ".top[0-9]*.part")  # by a killed run
@@ -162,8 +182,17 @@ def _top_rows(evaluation: Evaluation, k: int) -> tuple[list[str], Iterable[list]
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Write rows as CSV; a row without a value for a column leaves it empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    """Write rows as CSV; a row without a value for a column leaves it empty.
+
+    Each row's columns stand in its order: those that only later rows have come among the others.
+    """
+    columns: list[str] = []
+    for row in rows:
+        place = 0
+        for name in row:
+            if name not in columns:
+                columns.insert(place, name)
+            place = columns.index(name) + 1
     write_csv(path, columns, ([row.get(name, "") for name in columns] for row in rows))
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from utils_retrieval import (
+    Fusion,
     Gallery,
     Method,
     NoParameters,
+    Parts,
     Queries,
     TextParameters,
     flag,
@@ -66,6 +68,23 @@ def product_scores(points: Sequence, queries: Queries, gallery: Gallery) -> Iter
             yield image * text[p.contextualize]
 
 
+def sum_parts(p: SumParameters, queries: Queries, gallery: Gallery) -> Parts:
+    """I X' and T X', weighted as they are summed."""
+    image, text = _image_and_text([p], queries, gallery)
+    even = p.fusion_weight == 0.5
+    weights = (1.0, 1.0) if even else (1 - p.fusion_weight, p.fusion_weight)
+    return Parts({"image": image, "text": text[p.contextualize]}, Fusion(*weights))
+
+
+def product_parts(p: ProductParameters, queries: Queries, gallery: Gallery) -> Parts:
+    """I X' and T X', at least zero where they are clamped."""
+    image, text = _image_and_text([p], queries, gallery)
+    both = {"image": image, "text": text[p.contextualize]}
+    if p.clamp:
+        both = {name: own.clamp(min=0) for name, own in both.items()}
+    return Parts(both, Fusion(xy=1.0))
+
+
 def _image_and_text(
     points: Sequence, queries: Queries, gallery: Gallery
 ) -> tuple[Tensor, dict[bool, Tensor]]:
@@ -84,6 +103,13 @@ METHODS = (
         sum_scores,
         "weighted sum of both similarities",
         compared={"fusion_weight": ("image", "text")},
+        parts=sum_parts,
     ),
-    Method("product", ProductParameters, product_scores, "product of both similarities"),
+    Method(
+        "product",
+        ProductParameters,
+        product_scores,
+        "product of both similarities",
+        parts=product_parts,
+    ),
 )

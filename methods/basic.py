@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from utils import UserError
 from utils_retrieval import (
     Assets,
+    Fusion,
     Gallery,
     Method,
     Needs,
+    Parts,
     Queries,
     TextParameters,
     centre,
@@ -337,6 +339,18 @@ def scores(states: Sequence[State], queries: Queries, gallery: Gallery) -> Itera
                 yield product.sub(squared_sum, alpha=s.p.harris_lambda)
 
 
+def parts(s: State, queries: Queries, gallery: Gallery) -> Parts:
+    """Both similarities of a setting as they are fused, and the rows that expansion took."""
+    found = gallery.similarities({"image": (s.images, s.m_i), "text": (s.texts, s.m_i)})
+    image, text = normalised(s, found["image"], found["text"])
+    fusion = Fusion(xx=-s.p.harris_lambda, xy=1 - 2 * s.p.harris_lambda, yy=-s.p.harris_lambda)
+    neighbours = None
+    if s.p.do_query_expansion:
+        own = project(centre(queries.image, s.m_i), s.basis)
+        _, neighbours = gallery.nearest(own, s.p.qe_k, s.m_i)
+    return Parts({"image": image, "text": text}, fusion, neighbours)
+
+
 def normalised(s: State, s_i: Tensor, s_t: Tensor) -> tuple[Tensor, Tensor]:
     """max((s_i - a)/|a|, 0) and max((s_t - b)/|a or b|, 0); unscaled where the step is off."""
     a, b = s.lowest or (0.0, 0.0)
@@ -376,6 +390,7 @@ METHOD = Method(
     observe=observe,
     needs=needs,
     caution=caution,
+    parts=parts,
     # The steps of the paper's component table, in its order.
     steps={
         "standardization": {"standardize_features": False, "use_laion_mean": False},

@@ -24,7 +24,7 @@ from methods.words import PHI, Inversion, fill_prompts, make_words
 from utils import UserError, sha256_file
 from utils_captions import Rewritten, read_described, read_rewritten
 from utils_inputs import Input, InputArray, Options, Produced, Widths
-from utils_retrieval import Gallery, Method, NoParameters, Queries, flag
+from utils_retrieval import Fusion, Gallery, Method, NoParameters, Parts, Queries, flag
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,6 +140,21 @@ def cvsi_scores(
 
     Linear in the five: six products serve all points.
     """
+    for p, (to_image, to_caption) in zip(points, _both(points, queries, gallery), strict=True):
+        yield p.cvsi_gallery * to_image + p.cvsi_caption * to_caption
+
+
+def cvsi_parts(p: CvsiParameters, queries: Queries, gallery: Gallery) -> Parts:
+    """The query against gallery images, and against their captions, unweighted."""
+    [(to_image, to_caption)] = _both([p], queries, gallery)
+    both = {"gallery image": to_image, "its captions": to_caption}
+    return Parts(both, Fusion(p.cvsi_gallery, p.cvsi_caption))
+
+
+def _both(
+    points: Sequence[CvsiParameters], queries: Queries, gallery: Gallery
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(a_t t + a_p p + a_v v) . g and the same with c of every point: yields (Q, N) twice."""
     query = {name: queries[name] for name in ("cvsi_text", "cvsi_word", "image")}
     parts = {name: (vectors, None) for name, vectors in query.items()}
     image = gallery.similarities(parts)
@@ -151,8 +166,7 @@ def cvsi_scores(
             sum(weight * found[name] for weight, name in zip(weights, query, strict=True))
             for found in (image, caption)
         )
-        to_caption = to_caption if p.cvsi_unit_caption else to_caption * length
-        yield p.cvsi_gallery * to_image + p.cvsi_caption * to_caption
+        yield to_image, to_caption if p.cvsi_unit_caption else to_caption * length
 
 
 METHODS = (
@@ -172,6 +186,7 @@ METHODS = (
         presets=dict.fromkeys(("fashioniq", "fashioniq_small"), FASHIONIQ),
         reads=("image", "cvsi_text", "cvsi_word"),
         gallery_reads=("image", "cvsi_caption"),
+        parts=cvsi_parts,
         inputs={"cvsi": Input(produce_cvsi, needs=("captions", "phi"), takes=("prompt",))},
     ),
 )

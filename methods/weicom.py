@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from utils_retrieval import (
+    Fusion,
     Gallery,
     Method,
+    Parts,
     Queries,
     TextParameters,
     flag,
@@ -62,6 +64,14 @@ def scores(states: Sequence[State], queries: Queries, gallery: Gallery) -> Itera
         yield image.lerp(text, s.p.weicom_lambda)
 
 
+def parts(s: State, queries: Queries, gallery: Gallery) -> Parts:
+    """Both normalised similarities of a setting."""
+    names = ("image", name_of_texts(s.p.contextualize))
+    image, text = queries.similarities(gallery, *names)
+    both = {"image": normal_cdf(image, *s.image), "text": normal_cdf(text, *s.text)}
+    return Parts(both, Fusion(1 - s.p.weicom_lambda, s.p.weicom_lambda))
+
+
 def normal_cdf(similarity: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     """(1 + erf(z / sqrt 2)) / 2 with z = (s - mean) / deviation: (Q, N), (Q, 1), (Q, 1) -> (Q, N).
 
@@ -74,5 +84,10 @@ def normal_cdf(similarity: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
 
 
 METHOD = Method(
-    "weicom", Parameters, scores, "weighted sum of normalised similarities", observe=observe
+    "weicom",
+    Parameters,
+    scores,
+    "weighted sum of normalised similarities",
+    observe=observe,
+    parts=parts,
 )
