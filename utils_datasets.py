@@ -157,14 +157,25 @@ class ImageStore:
         Raises FileNotFoundError if neither the folder nor the shards hold it.
         """
         try:
-            if self.locate:
-                return read_bytes(self.locate(self.dataset.root, image_path))
-            return read_bytes(find_image(self.dataset, image_path))
+            return read_bytes(self._place(image_path))
         except FileNotFoundError:
             shard, offset, size = self._find_in_shards(split, image_path)
         with open(shard, "rb") as file:
             file.seek(offset)
             return file.read(size)
+
+    def file(self, image_path: str) -> Path | None:
+        """The file of an annotated image, None where it has none of its own."""
+        try:
+            path = self._place(image_path)
+        except FileNotFoundError:
+            return None
+        return path if path.is_file() else None
+
+    def _place(self, image_path: str) -> Path:
+        if self.locate:
+            return self.locate(self.dataset.root, image_path)
+        return find_image(self.dataset, image_path)
 
     def _find_in_shards(self, split: str, image_path: str) -> tuple[Path, int, int]:
         if split not in self._places:

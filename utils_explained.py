@@ -14,7 +14,7 @@ from utils_retrieval import Fusion, Parts
 if TYPE_CHECKING:
     from torch import Tensor
 
-BELOW_TOP = 6  # positives of a query, at least, whose parts are kept beside those of the best rows
+BELOW_TOP = 40  # positives of a query, at least, whose parts are kept beside the best rows
 SAMPLED = 200  # of a query's gallery, at most, ...
 SAMPLED_IN_ALL = 1_000_000  # ... and of all queries and runs together
 

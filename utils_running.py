@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from utils_task import Task
 
 REPORT_TOP_K = 10
+LEFT_OUT_SHOWN = 20  # rows that extraction left out, by name
 
 
 def run_plan(
@@ -106,9 +109,34 @@ def run_plan(
         "version": code_version() or "unknown",
         **(added.facts if added else {}),
     }
+    if output.page:
+        output = replace(output, page=partial(output.page, about=_about(features, facts)))
     plan.write([found[run] for run in plan.runs], facts, output)
     for line in (*describe_unranked(features.task), *describe_left_out(features.manifest)):
         say(line, error=True)
+
+
+def _about(features: Features, facts: dict[str, str]) -> dict[str, str | list[str]]:
+    """What a page says of its run, by name."""
+    manifest = features.manifest or {}
+    model = manifest.get("model") or {}
+    skipped = manifest.get("skipped") or []
+    lost = [f"{entry.get('image_path')} ({entry.get('cause')})" for entry in skipped]
+    more = [f"and {len(lost) - LEFT_OUT_SHOWN} more"] if len(lost) > LEFT_OUT_SHOWN else []
+    weights = [str(model[name]) for name in ("model", "pretrained") if model.get(name)]
+    digest = model.get("weights_sha256")
+    weights += [f"SHA-256 {digest[:12]}"] if digest else []
+    said = {
+        "Date": time.strftime("%Y-%m-%d %H:%M"),
+        "Weights": ", ".join(weights),
+        "Features": facts["features"],
+        "Version": facts["version"],
+        "Ties rank by": facts["ties"],
+        "Left out by extraction": [facts["left_out"], *lost[:LEFT_OUT_SHOWN], *more]
+        if lost
+        else "",
+    }
+    return {name: value for name, value in said.items() if value}
 
 
 def _clamp_top_k(output: Output, task: Task) -> Output:
@@ -152,7 +180,7 @@ def check_folder(dataset: str, features: Features) -> None:
 def page_writer(places: Places, dataset: str, top_k: int) -> Callable:
     """What writes the page with the ranked images of some evaluations, and returns its path."""
 
-    def write(folder: Path, evaluations: Sequence[Evaluation]) -> Path:
+    def write(folder: Path, evaluations: Sequence[Evaluation], about: dict | None = None) -> Path:
         from benchmarks import find_images
         from report import write_report
 
@@ -161,6 +189,7 @@ def page_writer(places: Places, dataset: str, top_k: int) -> Callable:
             evaluations,
             find_images(dataset, places.data),
             top_k or REPORT_TOP_K,
+            about=about,
             cache=folder.parent / "thumbnails",
         )
 

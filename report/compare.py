@@ -13,6 +13,7 @@ import pandas
 from report.bootstrap import RESAMPLES, compare_means
 from report.plots import draw_pair, new_figure, write_numbers
 from report.render import render
+from report.side_by_side import PAGE, write_side_by_side
 from utils import UserError, say, whole_folder
 from utils_values import QueryValues, read_values
 
@@ -42,8 +43,9 @@ def compare_runs(
 ) -> Comparison:
     """Compare two result folders by their APs.csv, print the table and write it with a page.
 
-    folder: takes index.html, means.csv, queries.csv and the plot by_query (.png, .svg); written
-    whole or not at all, and a comparison that is there is replaced.
+    folder: takes index.html, means.csv, queries.csv, the plot by_query (.png, .svg) and, where both
+    runs have a report, rankings.html with both rankings of every query; written whole or not at
+    all, and a comparison that is there is replaced.
     Raises UserError if a file is absent or not what read_values expects, if the runs differ in
     their queries or in how these are judged, or if the ground truth is hidden.
     """
@@ -64,6 +66,7 @@ def compare_runs(
             up = queries["b"].to_numpy()
             draw_pair(axes, queries["a"].to_numpy(), up, f"{own_a.main} of A: {a}")
             axes.set_ylabel(f"{own_a.main} of B: {b} (%)")
+        shown = write_side_by_side(building, folder, (run_a, run_b), place)
         page = render(
             "compare.html",
             title=f"{a} against {b}",
@@ -83,6 +86,8 @@ def compare_runs(
             headers=own_a.named_by,
             image=own_a.image,
             sections=_won_and_lost(queries, a, b),
+            rankings=PAGE if shown else None,
+            pictures=[query["images"][0][2] for query in shown["queries"]] if shown else None,
             report_a=_find_report(run_a, folder),
             report_b=_find_report(run_b, folder),
         )

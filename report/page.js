@@ -1,5 +1,6 @@
 /* Rows of the table are made once, hidden and moved by filter and sort; the pictures of a query are
-   made when it is opened. The address says what is open: "#query-12" is the query in row 12. */
+   made when it is opened. The address says what is open and how the table is filtered and sorted:
+   "#query-12&search=snow&sort=value-0" is the query in row 12. */
 "use strict";
 const report = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
@@ -13,10 +14,60 @@ function element(tag, attributes, ...children) {
   return made;
 }
 
+/* The same of a drawing. */
+function drawn(tag, attributes, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes || {})) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
 const percent = (value) => (100 * value).toFixed(1);
 const fileName = (path) => path.slice(path.lastIndexOf("/") + 1);
 
-/* The thumbnail of [path, note, thumbnail], or a box with its file's name where there is none. */
+/* The way to the file of [path, note, thumbnail, way], null where it has none. */
+function wayTo([path, , , way]) {
+  if (!way) return null;
+  const whole = way === 1 ? report.full + path : way;
+  return whole.split("/").map(encodeURIComponent).join("/");
+}
+
+/* The picture of an item as a link that opens the whole image. */
+function opening(item, description) {
+  const link = element("a", { class: "opens", href: wayTo(item) || "#",
+    "aria-label": `${description}, whole image` }, picture(item, description));
+  link.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    showFull(item, description);
+  });
+  return link;
+}
+
+/* Without a file, and where it is gone, the thumbnail is shown, which is said. */
+function showFull(item, description) {
+  const [path, , thumbnail] = item;
+  const [image, note] = [byId("full-image"), byId("full-note")];
+  const small = (why) => {
+    image.onerror = () => { image.hidden = true; };
+    image.hidden = !thumbnail;
+    if (thumbnail) image.src = `thumbnails/${thumbnail}`;
+    note.textContent = why;
+    note.hidden = false;
+  };
+  byId("full-name").textContent = path;
+  image.alt = description;
+  image.hidden = false;
+  note.hidden = true;
+  const way = wayTo(item);
+  image.onerror = () => small("The data set's file is not where it was: this is the thumbnail.");
+  if (way) image.src = way;
+  else small("The image has no file of its own here: this is the thumbnail.");
+  byId("full").showModal();
+}
+
+/* The thumbnail of an item, or a box with its file's name where there is none. */
 function picture(item, description) {
   const [path, , thumbnail] = item;
   const box = () => {
@@ -109,7 +160,7 @@ function makeHead() {
       button.addEventListener("click", () => {
         state.ascending = state.key === column.key ? !state.ascending : true;
         state.key = column.key;
-        showTable();
+        changeTable();
       });
       cell.append(button);
     }
@@ -149,6 +200,68 @@ function selectQueries() {
   });
 }
 
+/* ---- The address ---- */
+
+const filters = () => ["search", ...report.tags.map((_, n) => `tag-${n}`), "method", "low", "high"];
+
+/* What the controls and the order depart in from the beginning: {"search": "snow"}. */
+function departures() {
+  const found = {};
+  for (const id of filters()) {
+    const usual = id === "method" ? "0" : "";
+    if (byId(id).value !== usual) found[id] = byId(id).value;
+  }
+  if (state.key !== "order" || !state.ascending) found.sort = state.key;
+  if (!state.ascending) found.falling = "1";
+  return found;
+}
+
+function addressOf(name) {
+  const said = Object.entries(departures()).map((pair) => pair.map(encodeURIComponent).join("="));
+  return `#${[...(name ? [name] : []), ...said].join("&")}`;
+}
+
+/* Set the controls as the address says; one that says nothing of them leaves them as they are. */
+function readAddress() {
+  const [name, ...said] = location.hash.slice(1).split("&");
+  const parts = name.includes("=") ? [name, ...said] : said;
+  if (parts.length) {
+    const values = {};
+    for (const part of parts) {
+      const [key, value] = part.split("=").map(decoded);
+      values[key] = value;
+    }
+    for (const id of filters()) {
+      byId(id).value = values[id] || (id === "method" ? "0" : "");
+      if (byId(id).selectedIndex === -1) byId(id).selectedIndex = 0;
+    }
+    const known = columns.some((column) => column.key === values.sort && column.value);
+    state.key = known ? values.sort : "order";
+    state.ascending = values.falling === undefined;
+  }
+  return name.includes("=") ? "" : name;
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+function writeAddress(name) {
+  const address = addressOf(name);
+  if (location.hash !== address && (location.hash || address !== "#")) {
+    history.replaceState(null, "", address);
+  }
+}
+
+function changeTable() {
+  showTable();
+  writeAddress("");
+}
+
 function showTable() {
   state.shown = selectQueries();
   const body = byId("body");
@@ -167,8 +280,11 @@ function showTable() {
 
 /* ---- One query ---- */
 
-/* marks: numbers of report.marks. Words beside a picture: what it is, then its marks. */
-function makeHit(rank, row, score, kind, marks) {
+const short = (value) => Number(value.toPrecision(3)).toString();
+
+/* marks: numbers of report.marks; parts: what the score is made of, [name, value] each. Words
+   beside a picture: what it is, then its marks. */
+function makeHit(rank, row, score, kind, marks, parts = []) {
   const item = report.rows[row];
   const name = KINDS[kind];
   const words = kind === "s" && item[1] ? item[1] : name;
@@ -179,9 +295,114 @@ function makeHit(rank, row, score, kind, marks) {
   for (const n of marks) {
     caption.append(element("span", { class: "mark", title: report.marks[n] }, String(n + 1)));
   }
+  for (const [part, value] of parts) {
+    caption.append(element("span", { class: "part", title: `${part} ${value}` }, `${part} `,
+      element("strong", {}, short(value))));
+  }
   const place = rank ? [`rank ${rank}`] : [];
   return element("li", {}, element("figure", { class: `hit ${name}`, "data-row": row },
-    element("div", { class: "frame" }, picture(item, [...place, ...said].join(", "))), caption));
+    element("div", { class: "frame" }, opening(item, [...place, ...said].join(", "))), caption));
+}
+
+/* The parts of a pair of values by name; none where the method tells none. */
+const named = (method, pair) => (pair ? method.parts.map((name, n) => [name, pair[n]]) : []);
+
+/* All that shows one image, in every method: marked while one of it has the pointer or focus. */
+function markSame(row) {
+  for (const other of byId("detail").querySelectorAll(".same")) other.classList.remove("same");
+  if (row === undefined) return;
+  for (const other of byId("detail").querySelectorAll(`[data-row="${row}"]`)) {
+    other.classList.add("same");
+  }
+}
+
+function followImage(event) {
+  const at = event.target.closest && event.target.closest("[data-row]");
+  markSame(at ? at.dataset.row : undefined);
+}
+
+/* ---- The two parts of every score ---- */
+
+const PLOT = { width: 320, height: 250, left: 54, right: 10, top: 10, bottom: 40 };
+
+/* The scatter of a query's gallery: a sample as dots, hits and positives, and the line on which
+   all rows score as the first positive does. */
+function makeScatter(method, run) {
+  const [left, right, low, high] = run.box;
+  const across = (x) => PLOT.left
+    + (PLOT.width - PLOT.left - PLOT.right) * (x - left) / (right - left || 1);
+  const up = (y) => PLOT.height - PLOT.bottom
+    - (PLOT.height - PLOT.top - PLOT.bottom) * (y - low) / (high - low || 1);
+  const dots = (packed) => {
+    const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
+    return Array.from({ length: bytes.length / 2 }, (_, n) => {
+      const x = across(left + (right - left) * bytes[2 * n] / 255);
+      const y = up(low + (high - low) * bytes[2 * n + 1] / 255);
+      return `M${x.toFixed(1)} ${y.toFixed(1)}h0`;
+    });
+  };
+  const [sample, more] = [dots(run.cloud), dots(run.more)];
+  const [x, y] = method.parts;
+  const says = `${sample.length} of the gallery's images by ${x} and ${y}, positives marked`
+    + (run.best ? ", and the line of the first positive's score" : "");
+  const plot = drawn("svg", { viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, class: "scatter",
+    role: "img", "aria-label": says });
+  plot.append(drawn("path", { class: "cloud", d: sample.join("") }));
+  plot.append(drawn("path", { class: "cloud positive", d: more.join("") }));
+  if (run.best) plot.append(drawn("path", { class: "level", d: levelLine(method, run, across, up) }));
+  const mark = (row, pair, kind, words) => plot.append(
+    drawn("circle", { class: `point ${kind}`, "data-row": row, r: 4.5, cx: across(pair[0]).toFixed(1),
+      cy: up(pair[1]).toFixed(1) }, drawn("title", {}, words)));
+  run.rows.forEach((row, k) => mark(row, run.parts[k], KINDS[run.kinds[k]], `rank ${k + 1}`));
+  run.missed.forEach((row, j) =>
+    mark(row, run.missedParts[j], "positive missed", `rank ${run.missedRanks[j]}`));
+  const text = (words, place) => plot.append(drawn("text", place, words));
+  const floor = PLOT.height - PLOT.bottom;
+  plot.append(drawn("path", { class: "axes",
+    d: `M${PLOT.left} ${PLOT.top}V${floor}H${PLOT.width - PLOT.right}` }));
+  text(short(left), { x: PLOT.left, y: floor + 16 });
+  text(short(right), { x: PLOT.width - PLOT.right, y: floor + 16, "text-anchor": "end" });
+  text(short(low), { x: PLOT.left - 5, y: floor, "text-anchor": "end" });
+  text(short(high), { x: PLOT.left - 5, y: PLOT.top + 8, "text-anchor": "end" });
+  text(x, { x: (PLOT.left + PLOT.width) / 2, y: floor + 32, "text-anchor": "middle" });
+  const middle = (PLOT.top + floor) / 2;
+  text(y, { x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` });
+  const line = run.best ? " The line: all that scores as the first positive does." : "";
+  const unseen = run.missedRanks.length - run.missed.length - more.length;
+  const rest = unseen > 0 ? ` Without the last ${unseen} positives.` : "";
+  return element("figure", { class: "parts" }, plot, element("figcaption", {},
+    `Dots: ${sample.length} images of the gallery at even steps.${line}${rest}`));
+}
+
+/* score = a x + b y + c x^2 + d x y + e y^2, solved for y at every x: one branch or two. */
+function levelLine(method, run, across, up) {
+  const [a, b, c, d, e] = method.fusion;
+  const [left, right, low, high] = run.box;
+  const [x0, y0] = run.best;
+  const score = a * x0 + b * y0 + c * x0 * x0 + d * x0 * y0 + e * y0 * y0;
+  const steps = 120;
+  const branches = ["", ""];
+  const drawing = [false, false];
+  for (let n = 0; n <= steps; n += 1) {
+    const x = left + (right - left) * n / steps;
+    solve(e, b + d * x, a * x + c * x * x - score).forEach((y, branch) => {
+      const inside = y !== null && y >= low && y <= high;
+      if (inside) {
+        branches[branch] += `${drawing[branch] ? "L" : "M"}${across(x).toFixed(1)} ${up(y).toFixed(1)}`;
+      }
+      drawing[branch] = inside;
+    });
+  }
+  return branches.join("");
+}
+
+/* The roots of p y^2 + q y + r, the lower first; null where there is none. */
+function solve(p, q, r) {
+  if (Math.abs(p) < 1e-9) return [Math.abs(q) < 1e-12 ? null : -r / q, null];
+  const inner = q * q - 4 * p * r;
+  if (inner < 0) return [null, null];
+  const root = Math.sqrt(inner);
+  return [(-q - root) / (2 * p), (-q + root) / (2 * p)].sort((one, other) => one - other);
 }
 
 function makeMethod(method, run, query) {
@@ -189,21 +410,34 @@ function makeMethod(method, run, query) {
   facts.push(run.first === null ? "no positives" : `first positive at rank ${run.first}`);
   facts.push(`${run.found} of ${query.positives} positives among the ${run.rows.length} shown`);
   if (run.tied) facts.push("a positive ties with a negative");
-  const hits = run.rows.map((row, k) =>
-    makeHit(String(k + 1), row, run.scores[k], run.kinds[k], run.marks[k]));
-  const section = element("section", { class: "method" },
-    element("h2", {}, method.label), element("p", { class: "facts" }, facts.join(", ")),
-    element("ol", { class: "hits ranked" }, ...hits));
-  if (run.missed.length) section.append(makeMissed(run));
-  return section;
+  const hits = run.rows.map((row, k) => makeHit(String(k + 1), row, run.scores[k], run.kinds[k],
+    run.marks[k], named(method, run.parts && run.parts[k])));
+  return element("section", { class: "method", "data-label": method.label },
+    element("div", { class: "stick" }, element("h2", {}, method.label)),
+    element("p", { class: "facts" }, facts.join(", ")),
+    element("ol", { class: "hits ranked" }, ...hits),
+    run.missed.length ? makeMissed(method, run) : element("div"),
+    run.cloud === undefined ? element("div") : makeScatter(method, run),
+    run.nearCount ? makeNeighbours(run) : element("div"));
+}
+
+/* The rows that query expansion took: pictures of the nearest few. */
+function makeNeighbours(run) {
+  const more = run.nearCount - run.near.length;
+  return element("div", { class: "neighbours" },
+    element("h3", {}, `Neighbours that query expansion took: ${run.nearCount}`),
+    element("ol", { class: "hits" },
+      ...run.near.map((row, n) => makeHit(String(n + 1), row, null, run.nearKinds[n], []))),
+    element("p", { class: "facts" }, more > 0 ? `and ${more} more` : ""));
 }
 
 /* The positives below the ranks shown: pictures of the first few, the ranks of all. */
-function makeMissed(run) {
+function makeMissed(method, run) {
   const missed = element("div", {},
     element("h3", {}, `Missed positives: ${run.missedRanks.length}`),
     element("ol", { class: "hits missed" },
-      ...run.missed.map((row, j) => makeHit(String(run.missedRanks[j]), row, null, "p", []))));
+      ...run.missed.map((row, j) => makeHit(String(run.missedRanks[j]), row, null, "p", [],
+        named(method, run.missedParts && run.missedParts[j])))));
   const rest = run.missedRanks.slice(run.missed.length);
   if (rest.length) {
     missed.append(element("details", {},
@@ -216,9 +450,11 @@ function makeMissed(run) {
 function makeSteps(i) {
   const place = state.shown.indexOf(i);
   const steps = element("nav", { class: "steps", "aria-label": "Queries" },
-    element("a", { href: "#", id: "back" }, "All queries"));
+    element("a", { href: addressOf(""), id: "back" }, "All queries"));
   const step = (id, label, other) => {
-    if (other !== undefined) steps.append(element("a", { href: `#query-${other}`, id }, label));
+    if (other !== undefined) {
+      steps.append(element("a", { href: addressOf(`query-${other}`), id }, label));
+    }
   };
   if (place >= 0) {
     step("previous", "Previous", state.shown[place - 1]);
@@ -239,7 +475,7 @@ function makeQuery(i) {
     ["Image", query.images.map(([path]) => path).join(", ")],
   ];
   const pictures = query.images.map((item) =>
-    element("div", { class: "picture" }, picture(item, "query image")));
+    element("div", { class: "picture" }, opening(item, "query image")));
   const parts = [
     makeSteps(i),
     element("header", { class: "query" }, ...pictures,
@@ -262,9 +498,12 @@ function makeLeftOut(rows) {
 
 /* Show what the address names: the query "#query-12", or the table. */
 function follow() {
-  const match = /^#query-(\d+)$/.exec(location.hash);
+  const name = readAddress();
+  showTable();
+  const match = /^query-(\d+)$/.exec(name);
   const i = match ? Number(match[1]) : -1;
   const opens = i >= 0 && i < rows.length;
+  writeAddress(opens ? name : "");
   const wasOpen = !byId("detail").hidden;
   if (opens && !wasOpen) state.scroll = window.scrollY;
   byId("overview").hidden = opens;
@@ -281,7 +520,7 @@ function follow() {
 }
 
 function followKey(event) {
-  const typing = event.target.closest("input, select, textarea");
+  const typing = event.target.closest("input, select, textarea, dialog");
   if (byId("detail").hidden || typing || event.ctrlKey || event.metaKey || event.altKey) return;
   const link = byId({ Escape: "back", ArrowLeft: "previous", ArrowRight: "next" }[event.key]);
   if (link) link.click();
@@ -290,7 +529,7 @@ function followKey(event) {
 makeHead();
 report.tags.forEach((tag, n) => {
   tag.labels.forEach((label, m) => byId(`tag-${n}`).append(new Option(label, m)));
-  byId(`tag-${n}`).addEventListener("change", showTable);
+  byId(`tag-${n}`).addEventListener("change", changeTable);
 });
 report.methods.forEach((method, m) => byId("method").append(new Option(method.label, m)));
 byId("method-label").hidden = report.methods.length < 2;
@@ -302,9 +541,14 @@ if (report.methods.length > 1) {
   byId("around").classList.toggle("scroll", report.methods.length > 5);
   byId("table").style.minWidth = `${480 + 120 * report.methods.length}px`;
 }
-for (const id of ["search", "low", "high"]) byId(id).addEventListener("input", showTable);
-byId("method").addEventListener("change", showTable);
+for (const id of ["search", "low", "high"]) byId(id).addEventListener("input", changeTable);
+byId("method").addEventListener("change", changeTable);
+for (const kind of ["mouseover", "focusin"]) byId("detail").addEventListener(kind, followImage);
+byId("detail").addEventListener("mouseleave", () => markSame(undefined));
+byId("full-close").addEventListener("click", () => byId("full").close());
+byId("full").addEventListener("click", (event) => {
+  if (event.target === byId("full")) byId("full").close();
+});
 window.addEventListener("hashchange", follow);
 window.addEventListener("keydown", followKey);
-showTable();
 follow();

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import base64
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +21,13 @@ from utils_values import QueryValues, query_values
 if TYPE_CHECKING:
     from utils_datasets import ImageStore
     from utils_evaluation import Evaluation
+    from utils_explained import Explained
     from utils_task import Task
 
-MISSED_SHOWN = 6  # of the positives below the ranks shown, and of the rows that are left out
+# Pictures of the positives below the ranks shown, of rows left out, and of neighbours.
+MISSED_SHOWN = 6
+NEIGHBOUR = "neighbour that query expansion took"
+LEVELS = 255  # of the points of a scatter plot, which are bytes
 
 
 def write_report(
@@ -29,17 +36,20 @@ def write_report(
     images: ImageStore,
     top_k: int,
     *,
+    about: Mapping[str, str | Sequence[str]] | None = None,
     cache: Path | None = None,
     workers: int | None = None,
 ) -> Path:
     """Write a page of every query's ranked images, one method or several side by side.
 
-    folder: takes index.html, thumbnails/ and plots/, and nothing outside it is needed to read them.
+    folder: takes index.html, thumbnails/ and plots/, and nothing outside it is needed to read them
+    (a click on a picture shows the data set's own file, where it lies where it lay).
     It is written whole or not at all; a report that is there is replaced.
     evaluations: one for each method, all over the same task, in columns' order, with the best rows
     of its main view.
     images: `.read(split, image_path)` gives an image's bytes or raises FileNotFoundError.
     top_k: images shown for each query (fewer where the evaluations hold fewer).
+    about: facts of the run, by name: a text, or lines.
     cache: folder of thumbnails that outlives the report and that several reports share (files are
     linked from it, or copied); `thumbnails` beside the report's folder by default.
     workers: threads that make thumbnails (Pillow lets go of the interpreter lock); by default one a
@@ -54,9 +64,42 @@ def write_report(
         pictures = make_thumbnails(images, shown.wanted(), cache, building / "thumbnails", workers)
         say_what_is_missing(pictures)
         write_plots(building / "plots", evaluations)
-        page = _render_report(shown, pictures, evaluations, top_k)
+        wanted = {crop.path: images.file(crop.path) for crop in pictures}
+        full = FullSize.of({path: file for path, file in wanted.items() if file}, folder)
+        page = _render_report(shown, pictures, full, evaluations, top_k, about or {})
         (building / "index.html").write_text(page, encoding="utf-8")
     return folder / "index.html"
+
+
+@dataclass(frozen=True)
+class FullSize:
+    """Where the files of images lie, seen from a page: most at prefix + path, others at `apart`."""
+
+    prefix: str
+    apart: Mapping[str, str]
+    usual: frozenset[str]
+
+    @classmethod
+    def of(cls, files: Mapping[str, Path], folder: Path) -> FullSize:
+        """Of the files of images by path; folder: that of the page."""
+        start = os.path.abspath(folder)
+        ways = {path: _way(os.path.abspath(file), start) for path, file in files.items()}
+        ends = (way.removesuffix(path) for path, way in ways.items() if way.endswith(path))
+        prefix = next(ends, "")
+        usual = frozenset(path for path, way in ways.items() if way == prefix + path)
+        return cls(prefix, {p: way for p, way in ways.items() if p not in usual and way}, usual)
+
+    def way(self, path: str) -> int | str:
+        """1: at prefix + path; a text: there; 0: nowhere."""
+        return 1 if path in self.usual else self.apart.get(path, 0)
+
+
+def _way(path: str, start: str) -> str:
+    """The way to a file as in an address, "" if there is none (another drive)."""
+    try:
+        return Path(os.path.relpath(path, start)).as_posix()
+    except ValueError:
+        return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +152,7 @@ def collect_report(evaluations: list[Evaluation], top_k: int) -> Shown:
     task = evaluations[0].task
     view = task.views[task.main_view]
     marks = _find_marks(task)
+    expands = any(own.explained and own.explained.neighbours.shape[1] for own in evaluations)
     numbers: dict[int, int] = {}  # database row -> its place in Shown.rows
 
     def place(rows: Sequence[int]) -> list[int]:
@@ -130,7 +174,7 @@ def collect_report(evaluations: list[Evaluation], top_k: int) -> Shown:
         positives=[len(ranks) for ranks in evaluations[0].positive_ranks],
         runs=runs,
         left_out=left_out,
-        marks=list(marks),
+        marks=[*marks, *([NEIGHBOUR] if expands else [])],
     )
 
 
@@ -150,14 +194,15 @@ def _collect_run(evaluation: Evaluation, query: int, top_k: int, sets: dict, pla
 
     Ranks are 1-based here, as people count. `kinds` is a string with a letter for each of `rows`,
     `marks` their marks by number; `missedRanks` holds the ranks of all missed positives, `missed`
-    the first few of their rows.
+    the first few of their rows. What the method tells of its scores: see `_collect_parts`.
     """
     best, scores = (own[query] for own in (evaluation.main.top_rows, evaluation.main.top_scores))
     rows = best[:top_k][best[:top_k] >= 0]
     ranks, positives = evaluation.positive_ranks[query], evaluation.positive_rows[query]
     missed = np.flatnonzero(ranks >= len(rows))
-    kinds = np.where(np.isin(rows, sets["s"]), "s", "o")
-    kinds[np.isin(rows, sets["p"])] = "p"
+    told = evaluation.explained
+    neighbours = [] if told is None else told.neighbours[query][told.neighbours[query] >= 0]
+    marked = [*sets["marks"], neighbours]
     return {
         "values": [round(float(own[query]), 9) for own in evaluation.values.values()],
         "first": int(ranks[0]) + 1 if len(ranks) else None,
@@ -165,15 +210,65 @@ def _collect_run(evaluation: Evaluation, query: int, top_k: int, sets: dict, pla
         "tied": bool(evaluation.main.tied[query]),
         "rows": place(rows),
         "scores": [float(f"{score:.5g}") for score in scores[: len(rows)]],
-        "kinds": "".join(kinds),
-        "marks": [[n for n, own in enumerate(sets["marks"]) if row in own] for row in rows],
+        "kinds": _kinds(rows, sets),
+        "marks": [[n for n, own in enumerate(marked) if row in own] for row in rows],
         "missed": place(positives[missed[:MISSED_SHOWN]]),
         "missedRanks": [int(ranks[j]) + 1 for j in missed],
+        "near": place(neighbours[:MISSED_SHOWN]),
+        "nearKinds": _kinds(neighbours[:MISSED_SHOWN], sets),
+        "nearCount": len(neighbours),
+        **({} if told is None else _collect_parts(told, query, len(rows), missed)),
     }
 
 
+def _kinds(rows: Sequence[int], sets: dict) -> str:
+    kinds = np.where(np.isin(rows, sets["s"]), "s", "o")
+    kinds[np.isin(rows, sets["p"])] = "p"
+    return "".join(kinds)
+
+
+def _collect_parts(told: Explained, query: int, shown: int, missed: np.ndarray) -> dict:
+    """The two parts of a query's scores: of the rows shown, of the best positive, of missed ones.
+
+    `cloud`: a sample of its gallery, `more`: the positives that are missed and have no picture,
+    both as bytes x, y between the ends `box` [x, x, y, y], in base64.
+    """
+    box = np.stack([told.low[query], told.high[query]], axis=1)
+    best, positives = told.positives[query][:1], told.positives[query]
+    missed, more = missed[:MISSED_SHOWN], missed[MISSED_SHOWN:]
+    return {
+        "parts": _pairs(told.top[query][:shown]),
+        "best": _pairs(best)[0] if len(best) and np.isfinite(best).all() else None,
+        "missedParts": _pairs(positives[missed]),
+        "box": [_short(end) for end in box.ravel()],
+        "cloud": _as_bytes(told.sample[query], box),
+        "more": _as_bytes(positives[more[more < len(positives)]], box),
+    }
+
+
+def _as_bytes(points: np.ndarray, box: np.ndarray) -> str:
+    """Points (n, 2) between the ends of a box [[x, x], [y, y]] as 2 n bytes in base64."""
+    points = points[np.isfinite(points).all(1)]
+    width = np.maximum(box[:, 1] - box[:, 0], 1e-12)
+    levels = np.rint(LEVELS * (points - box[:, 0]) / width).clip(0, LEVELS)
+    return base64.b64encode(levels.astype(np.uint8).tobytes()).decode()
+
+
+def _pairs(values: np.ndarray) -> list[list[float]]:
+    return [[_short(value) for value in pair] for pair in values]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}") if math.isfinite(value) else 0.0
+
+
 def _render_report(
-    shown: Shown, pictures: dict[Crop, Picture], evaluations: list[Evaluation], top_k: int
+    shown: Shown,
+    pictures: dict[Crop, Picture],
+    full: FullSize,
+    evaluations: list[Evaluation],
+    top_k: int,
+    about: Mapping[str, str | Sequence[str]],
 ) -> str:
     task = shown.task
     own = query_values(task, evaluations[0].values)
@@ -188,23 +283,28 @@ def _render_report(
         }
         for label, evaluation in zip(shown.methods, evaluations, strict=True)
     ]
-    return render(
-        "page.html",
-        script="page.js",
-        title=f"{task.name}: {', '.join(shown.methods)}",
-        data=_page_data(shown, pictures, own, tags),
-        measure=own.main,
-        methods=methods,
-        plots=list_plots(own, len(evaluations)),
-        query_count=len(task.queries),
-        database_count=len(task.gallery),
-        tags=tags,
-        top_k=top_k,
-        related=task.related is not None,
-        noted=task.gallery.note is not None,
-        marks=shown.marks,
-        notes=task.notes,
-    )
+    head = {
+        "title": f"{task.name}: {', '.join(shown.methods)}",
+        "measure": own.main,
+        "methods": methods,
+        "plots": list_plots(own, len(evaluations)),
+        "query_count": len(task.queries),
+        "database_count": len(task.gallery),
+        "tags": [{"name": tag["name"], "count": len(tag["labels"])} for tag in tags],
+        "top_k": top_k,
+        "related": task.related is not None,
+        "noted": task.gallery.note is not None,
+        "marks": shown.marks,
+        "notes": list(task.notes),
+        "about": {name: [own] if isinstance(own, str) else [*own] for name, own in about.items()},
+    }
+    told = [evaluation.explained for evaluation in evaluations]
+    return render_page(head, _page_data(shown, pictures, full, own, tags, told))
+
+
+def render_page(head: dict, data: dict) -> str:
+    """The page. head: what stands above the table, see page.html; data: what the script reads."""
+    return render("page.html", script="page.js", data={**data, "head": head}, **head)
 
 
 def _labels_of(tag: Sequence[str | tuple[str, ...]]) -> list[str]:
@@ -216,16 +316,21 @@ def _each(label: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _page_data(
-    shown: Shown, pictures: dict[Crop, Picture], own: QueryValues, tags: list[dict]
+    shown: Shown,
+    pictures: dict[Crop, Picture],
+    full: FullSize,
+    own: QueryValues,
+    tags: list[dict],
+    told: Iterable[Explained | None],
 ) -> dict:
-    """What the page's script reads; images are [path, note, thumbnail]."""
+    """What the page's script reads; images are [path, note, thumbnail, way to the file]."""
     task = shown.task
     notes = task.gallery.note
     numbers = [{label: n for n, label in enumerate(tag["labels"])} for tag in tags]
     others = [own.labels[header] for header in own.others]
 
     def image(crop: Crop, note: str = "") -> list:
-        return [crop.path, note, pictures[crop].name]
+        return [crop.path, note, pictures[crop].name, full.way(crop.path)]
 
     def query(number: int) -> dict:
         labels = [task.queries.tags[tag["name"]][number] for tag in tags]
@@ -243,7 +348,11 @@ def _page_data(
         }
 
     return {
-        "methods": [{"label": label} for label in shown.methods],
+        "methods": [
+            {"label": label} | ({"parts": own.names, "fusion": astuple(own.fusion)} if own else {})
+            for label, own in zip(shown.methods, told, strict=True)
+        ],
+        "full": full.prefix,
         "measures": list(own.values),
         "labels": own.others,
         "tags": tags,

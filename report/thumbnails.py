@@ -88,7 +88,7 @@ def _make_thumbnail(images: ImageStore, cache: Path, folder: Path, wanted: Crop)
     if not known:
         with atomic_path(cache / name) as temporary:
             temporary.write_bytes(thumbnail)
-    _link(cache / name, folder / name)
+    link_thumbnail(cache / name, folder / name)
     return Picture(name)
 
 
@@ -123,7 +123,7 @@ def shrink(
     return buffer.getvalue()
 
 
-def _link(source: Path, target: Path) -> None:
+def link_thumbnail(source: Path, target: Path) -> None:
     """The same file under a second name, or a copy where the file system has no links."""
     try:
         os.link(source, target)

@@ -92,7 +92,7 @@ def evaluate_world(world: World, methods: Sequence[str], top_k: int, dataset: st
     found = [find_method(name) for name in methods]
     runs = [Run(method, method.parameters(), method.name) for method in found]
     tops = {features.task.main_view: top_k}
-    return evaluate(features, runs, Assets(), torch.device("cpu"), tops=tops)
+    return evaluate(features, runs, Assets(), torch.device("cpu"), tops=tops, explain=True)
 
 
 def make_rooms(folder: Path, seed: int = 0) -> World:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import pytest
 import torch
 from report_world import evaluate_world, make_rooms, make_world
 
 from methods import find_method, list_methods
+from report.page import _collect_parts
 from utils_evaluation import evaluate
-from utils_explained import BELOW_TOP, SAMPLED, SAMPLED_IN_ALL, rows_sampled
-from utils_retrieval import Assets, Gallery, Queries, Rows
+from utils_explained import BELOW_TOP, SAMPLED, SAMPLED_IN_ALL, Explained, rows_sampled
+from utils_retrieval import Assets, Fusion, Gallery, Queries, Rows
 from utils_runs import Run
 from utils_storage import load_features
 
@@ -145,3 +148,20 @@ def test_each_method_has_seconds_of_its_own(world):
     assert all(0 < run.seconds < run.total_seconds for run in runs)
     assert sum(run.seconds for run in runs) <= runs[0].total_seconds
     assert len({run.seconds for run in runs}) == 3
+
+
+def test_positives_without_a_picture_are_points_of_the_page():
+    random = np.random.default_rng(1)
+    low, high = np.float32([[0, 0.5]]), np.float32([[1, 0.5]])  # one part is the same everywhere
+    positives = random.uniform(0, 1, (1, 12, 2)).astype(np.float32)
+    positives[0, 10:] = np.nan
+    arrays = {"top": positives[:, :3], "positives": positives, "sample": positives[:, :5]}
+    neighbours = np.empty((1, 0), np.int64)
+    told = Explained(("x", "y"), Fusion(1, 1), **arrays, low=low, high=high, neighbours=neighbours)
+    page = _collect_parts(told, 0, 3, np.arange(2, 20))  # of 20, 12 have their parts, 10 a value
+    assert page["box"] == [0, 1, 0.5, 0.5]
+    assert len(page["missedParts"]) == 6
+    more = np.frombuffer(base64.b64decode(page["more"]), np.uint8).reshape(-1, 2)
+    np.testing.assert_array_equal(more[:, 0], np.rint(255 * positives[0, 8:10, 0]))
+    assert len(base64.b64decode(page["cloud"])) == 2 * 5
+    assert page["best"] == [float(f"{value:.4g}") for value in positives[0, 0]]

@@ -5,10 +5,19 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_world import HOSTILE, LOST, UNANSWERED, evaluate_world, make_rooms, make_world
+from report_world import (
+    HOSTILE,
+    LOST,
+    UNANSWERED,
+    evaluate_world,
+    make_rooms,
+    make_world,
+    page_data,
+)
 
 from report import write_report
 from utils_datasets import Dataset, ImageStore
@@ -23,6 +32,7 @@ if not (CHROMIUM and DRIVER):
     )
 
 from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
@@ -130,7 +140,7 @@ def all_loaded(browser, selector: str) -> bool:
 
 
 def query_shown(browser) -> list[str] | None:
-    """The address's fragment, the title and the place of the query that is shown; None without one.
+    """The query in the address, the title and place of the one that is shown; None without one.
 
     In one script, for the address changes first and the page follows.
     """
@@ -138,7 +148,7 @@ def query_shown(browser) -> list[str] | None:
         """
         if (document.getElementById("detail").hidden) return null;
         const said = ["#title", "#detail .where"].map((part) => document.querySelector(part));
-        return [location.hash, ...said.map((part) => part.textContent)];
+        return [location.hash.split("&")[0], ...said.map((part) => part.textContent)];
         """
     )
 
@@ -316,6 +326,216 @@ def test_a_lost_image_is_a_box_with_its_name(browser, world, tmp_path):
     assert all("ERR_FILE_NOT_FOUND" in message for message in messages)
 
 
+# --- what scores are made of -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def explained(world) -> Path:
+    """A page of basic with query expansion beside sum, from the commands' own evaluations."""
+    flags = ("--method", "basic", "--do_query_expansion", "--qe_k", "8", "--top_k", TOP_K)
+    run_retrieval(*world.flags(), *flags, "--report")
+    [page] = (world.folder / "results" / "world").glob("basic*_k8_*/report/index.html")
+    return page
+
+
+def test_parts_of_every_score_are_shown_and_make_it(browser, world, explained):
+    data = page_data(explained)
+    [method] = data["methods"]
+    x, y, xx, xy, yy = method["fusion"]
+    for number, query in enumerate(data["queries"]):
+        [run] = query["runs"]
+        for (a, b), score in zip(run["parts"], run["scores"], strict=True):
+            assert abs(x * a + y * b + xx * a * a + xy * a * b + yy * b * b - score) < 2e-3
+        if number > 3:
+            continue
+        open_page(browser, explained, f"#query-{number}")
+        shown_parts = [
+            [float(part.text.split()[-1]) for part in hit.find_elements(By.CLASS_NAME, "part")]
+            for hit in find(browser, ".ranked .hit, .missed .hit")
+        ]
+        expected = [*run["parts"], *run["missedParts"]]
+        for ours, own in zip(shown_parts, expected, strict=True):
+            assert ours == [float(f"{value:.3g}") for value in own]
+
+
+def test_the_scatter_shows_the_gallery_and_the_level_of_the_first_positive(browser, explained):
+    open_page(browser, explained, "#query-1")
+    run = page_data(explained)["queries"][1]["runs"][0]
+    points = find(browser, ".scatter .point")
+    assert len(points) == len(run["rows"]) + len(run["missed"])
+    positive = run["kinds"].count("p") + len(run["missed"])
+    assert len(find(browser, ".scatter .point.positive")) == positive > 0
+    dots = find(browser, ".scatter .cloud")[0].get_attribute("d").count("M")
+    assert dots == 21  # the instance's whole gallery
+    first = next(k for k, kind in enumerate(run["kinds"]) if kind == "p")
+    # The line passes through the first positive: where it lies, the line is near.
+    near = browser.execute_script(
+        """
+        const at = document.querySelectorAll(".scatter .point")[arguments[0]];
+        const [x, y] = [at.getAttribute("cx"), at.getAttribute("cy")].map(Number);
+        const line = document.querySelector(".scatter .level");
+        const length = line.getTotalLength();
+        const away = (t) => Math.hypot(...["x", "y"].map((axis, n) =>
+          line.getPointAtLength(t)[axis] - [x, y][n]));
+        return Math.min(...Array.from({length: 400}, (_, n) => away(length * n / 399)));
+        """,
+        first,
+    )
+    assert near < 1.5
+    open_page(browser, explained, "#query-18")  # without positives there is no line
+    assert find(browser, ".scatter .cloud")
+    assert not find(browser, ".scatter .level")
+
+
+def test_neighbours_of_the_expansion_are_shown_and_marked(browser, explained):
+    open_page(browser, explained, "#query-0")
+    assert "query expansion took: 8" in browser.find_element(By.CSS_SELECTOR, ".neighbours h3").text
+    assert len(find(browser, ".neighbours .hit")) == 6
+    run = page_data(explained)["queries"][0]["runs"][0]
+    marked = [
+        bool(hit.find_elements(By.CLASS_NAME, "mark")) for hit in find(browser, ".ranked .hit")
+    ]
+    assert marked == [marks == [0] for marks in run["marks"]]
+    assert True in marked
+    legend = browser.find_element(By.CLASS_NAME, "legend").text
+    assert "neighbour that query expansion took" in legend
+
+
+def test_the_same_image_is_marked_across_methods_by_mouse_and_keyboard(browser, side_by_side):
+    open_page(browser, side_by_side, "#query-2")
+    counts = browser.execute_script(
+        """
+        const rows = [...document.querySelectorAll(".hit")].map((hit) => hit.dataset.row);
+        return rows.map((row) => rows.filter((other) => other === row).length);
+        """
+    )
+    number = counts.index(max(counts))
+    assert counts[number] > 1
+    hit = find(browser, ".hit")[number]
+    ActionChains(browser).move_to_element(hit).perform()
+    same = {other.get_attribute("data-row") for other in find(browser, ".hit.same")}
+    assert same == {hit.get_attribute("data-row")}
+    assert len(find(browser, ".hit.same")) == counts[number]
+    assert find(browser, ".scatter .point.same")
+    ActionChains(browser).move_to_element(browser.find_element(By.ID, "title")).perform()
+    assert not find(browser, ".same")
+    hit.find_element(By.CLASS_NAME, "opens").send_keys("")  # takes the focus
+    assert len(find(browser, ".hit.same")) == counts[number]
+
+
+def test_a_click_shows_the_whole_image(browser, world, report, tmp_path):
+    open_page(browser, report, "#query-1")
+    hit = find(browser, ".ranked .opens")[0]
+    hit.click()
+    wait_until(browser, lambda: all_loaded(browser, "#full-image"))
+    size = browser.execute_script("return document.getElementById('full-image').naturalWidth")
+    assert size == 64  # the file itself
+    source = browser.find_element(By.ID, "full-image").get_attribute("src")
+    assert source.startswith(world.data.as_uri())
+    assert not browser.find_element(By.ID, "full-note").is_displayed()
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not browser.find_element(By.ID, "full").is_displayed()
+    assert browser.find_element(By.ID, "detail").is_displayed()  # Escape closed the image alone
+    hit.send_keys(Keys.ENTER)
+    assert browser.find_element(By.ID, "full").is_displayed()
+    browser.find_element(By.ID, "full-close").click()
+    assert not browser.find_element(By.ID, "full").is_displayed()
+
+
+def test_where_the_file_is_gone_the_thumbnail_is_shown(browser, report, tmp_path):
+    moved = shutil.copytree(report.parent, tmp_path / "a" / "b" / "moved") / "index.html"
+    open_page(browser, moved, "#query-1")
+    find(browser, ".ranked .opens")[0].click()
+    wait_until(browser, lambda: all_loaded(browser, "#full-image"))
+    assert "thumbnails/" in browser.find_element(By.ID, "full-image").get_attribute("src")
+    assert "this is the thumbnail" in browser.find_element(By.ID, "full-note").text
+    messages = [entry["message"] for entry in browser.get_log("browser")]
+    assert all("ERR_FILE_NOT_FOUND" in message for message in messages)
+
+
+# --- the address -------------------------------------------------------------------------------
+
+
+def test_filters_order_and_query_are_in_the_address(browser, world, report):
+    open_page(browser, report)
+    browser.find_element(By.ID, "search").send_keys("snow & seen")
+    browser.find_element(By.ID, "search").clear()
+    browser.find_element(By.ID, "search").send_keys("snow, seen")
+    Select(browser.find_element(By.ID, "tag-0")).select_by_visible_text("mug")
+    sort_by(browser, "value-0")
+    sort_by(browser, "value-0")
+    texts, values = shown(browser, "text"), shown(browser, "value-0")
+    address = browser.current_url
+    open_page(browser, report, "#" + address.partition("#")[2])
+    assert (shown(browser, "text"), shown(browser, "value-0")) == (texts, values)
+    assert len(values) == 2
+    find(browser, "#body a")[1].click()
+    wait_until(browser, lambda: query_shown(browser))
+    opened = browser.current_url
+    assert "#query-" in opened
+    assert "search=snow%2C%20seen" in opened
+    open_page(browser, report, "#" + opened.partition("#")[2])
+    assert query_shown(browser)[2] == "2 of 2 in the order of the table"
+    browser.find_element(By.ID, "back").click()
+    wait_until(browser, lambda: browser.find_element(By.ID, "overview").is_displayed())
+    assert shown(browser, "value-0") == values
+    open_page(browser, report, "#query-0&tag-0=99&sort=nothing&low=x&method=7&%E0%A4%A")
+    assert query_shown(browser)[0] == "#query-0"
+
+
+# --- the run, headings, plots ------------------------------------------------------------------
+
+
+def test_the_page_names_date_weights_features_and_what_was_left_out(browser, world, tmp_path):
+    folder = shutil.copytree(world.folder, tmp_path / "copy")
+    manifest = folder / "features/clip_features/world/manifest.json"
+    content = json.loads(manifest.read_text())
+    content["counts"] = {"query": len(world.queries), "database": len(world.database)}
+    lost = {"split": "database", "image_path": "<b>bad</b>.jpg", "cause": "it is cut"}
+    content["skipped"] = [lost] * 25
+    content["model"] |= {"pretrained": "openai", "weights_sha256": "0123456789abcdef" * 4}
+    manifest.write_text(json.dumps(content))
+    copied = replace(world, folder=folder)
+    run_retrieval(*copied.flags(), "--method", "image", "--report")
+    page = folder / "results" / "world" / "image" / "report" / "index.html"
+    open_page(browser, page)
+    about = browser.find_element(By.ID, "about").text
+    with open(page.parents[1] / "mAP_table.csv", newline="", encoding="utf-8") as file:
+        *_, row = csv.DictReader(file)
+    for words in (row["features"], row["version"], "some-model, openai, SHA-256 0123456789ab"):
+        assert words in about
+    assert row["timestamp"][:10] in about
+    assert f"25 of {len(world.database) + 25} database rows" in about
+    assert about.count("<b>bad</b>.jpg (it is cut)") == 20
+    assert "and 5 more" in about
+
+
+def test_headings_stay_in_sight(browser, side_by_side):
+    open_page(browser, side_by_side, "#query-2")
+    wait_until(browser, lambda: all_loaded(browser, "#detail img"))
+    browser.execute_script("window.scrollTo(0, 500)")
+    wait_until(browser, lambda: browser.execute_script("return scrollY") > 300)
+    tops = browser.execute_script(
+        """
+        const seen = [".steps", ".stick h2"].flatMap((s) => [...document.querySelectorAll(s)]);
+        return seen.map((part) => part.getBoundingClientRect().top);
+        """
+    )
+    assert len(tops) == 4
+    assert all(0 <= top < 60 for top in tops)
+
+
+def test_plots_follow_the_dark_scheme(browser, report):
+    media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        open_page(browser, report)
+        script = "return getComputedStyle(document.querySelector('#plots img')).filter"
+        assert "invert" in browser.execute_script(script)
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
 # --- safety ------------------------------------------------------------------------------------
 
 
@@ -441,9 +661,33 @@ def test_the_comparison_leads_to_the_reports(browser, world, report):
     assert "image against sum" in browser.title
     wait_until(browser, lambda: all_loaded(browser, "img"))
     first = find(browser, "#won tbody tr")[0]
-    text, instance, *_ = (cell.text for cell in first.find_elements(By.TAG_NAME, "td"))
-    first.find_elements(By.TAG_NAME, "a")[1].click()
+    _, text, instance, *_ = (cell.text for cell in first.find_elements(By.TAG_NAME, "td"))
+    first.find_elements(By.TAG_NAME, "a")[3].click()
     wait_until(browser, lambda: find(browser, "#title"))
     assert "/sum/report/index.html#query-" in browser.current_url
     assert " ".join(browser.find_element(By.ID, "title").text.split()) == " ".join(text.split())
     assert instance in browser.find_element(By.CLASS_NAME, "query").text
+
+
+def test_the_comparison_shows_both_rankings_side_by_side(browser, world, report):
+    page = report.parents[1] / "against_image" / "index.html"
+    open_page(browser, page)
+    first = find(browser, "#won tbody tr")[0]
+    text = first.find_elements(By.TAG_NAME, "td")[1].text
+    first.find_elements(By.TAG_NAME, "a")[1].click()
+    wait_until(browser, lambda: find(browser, "#title"))
+    assert "/against_image/rankings.html#query-" in browser.current_url
+    wait_until(browser, lambda: all_loaded(browser, "#detail img"))
+    assert " ".join(browser.find_element(By.ID, "title").text.split()) == " ".join(text.split())
+    assert [head.text for head in find(browser, ".stick h2")] == ["image", "sum"]
+    number = int(query_shown(browser)[0].removeprefix("#query-"))
+    for method, hits in zip(("image", "sum"), find(browser, ".ranked"), strict=True):
+        with open(page.parents[2] / method / f"top{TOP_K}.csv", newline="") as file:
+            row = list(csv.DictReader(file))[number]
+        pictures = hits.find_elements(By.CSS_SELECTOR, ".thumbnail, .missing")
+        for n, picture in enumerate(pictures, 1):
+            assert picture.get_attribute("title").endswith(row[f"path_{n}"])
+    assert len(find(browser, ".scatter")) == 1  # of sum; image alone has no parts
+    find(browser, ".ranked .opens")[0].click()
+    wait_until(browser, lambda: all_loaded(browser, "#full-image"))
+    assert browser.execute_script("return document.getElementById('full-image').naturalWidth") == 64
