@@ -30,7 +30,7 @@ class Explained:
     """
 
     names: tuple[str, ...]
-    fusion: Fusion
+    fusion: Fusion | None
     top: np.ndarray
     positives: np.ndarray
     sample: np.ndarray

@@ -290,12 +290,13 @@ class Fusion:
 class Parts:
     """What the scores of some queries are made of, as the method used it.
 
-    similarities: two parts by name, each (Q, N). fusion: makes the scores of them. neighbours:
-    int64 (Q, k), the gallery rows that the query was expanded by, or None.
+    similarities: two parts by name, each (Q, N). fusion: makes the scores of them, None where no
+    polynomial of degree 2 does. neighbours: int64 (Q, k), the gallery rows that the query was
+    expanded by, or None.
     """
 
     similarities: Mapping[str, Tensor]
-    fusion: Fusion
+    fusion: Fusion | None = None
     neighbours: Tensor | None = None
 
 

@@ -343,13 +343,14 @@ function makeScatter(method, run) {
   };
   const [sample, more] = [dots(run.cloud), dots(run.more)];
   const [x, y] = method.parts;
+  const hasLine = run.best && method.fusion;
   const says = `${sample.length} of the gallery's images by ${x} and ${y}, positives marked`
-    + (run.best ? ", and the line of the first positive's score" : "");
+    + (hasLine ? ", and the line of the first positive's score" : "");
   const plot = drawn("svg", { viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, class: "scatter",
     role: "img", "aria-label": says });
   plot.append(drawn("path", { class: "cloud", d: sample.join("") }));
   plot.append(drawn("path", { class: "cloud positive", d: more.join("") }));
-  if (run.best) plot.append(drawn("path", { class: "level", d: levelLine(method, run, across, up) }));
+  if (hasLine) plot.append(drawn("path", { class: "level", d: levelLine(method, run, across, up) }));
   const mark = (row, pair, kind, words) => plot.append(
     drawn("circle", { class: `point ${kind}`, "data-row": row, r: 4.5, cx: across(pair[0]).toFixed(1),
       cy: up(pair[1]).toFixed(1) }, drawn("title", {}, words)));
@@ -367,7 +368,7 @@ function makeScatter(method, run) {
   text(x, { x: (PLOT.left + PLOT.width) / 2, y: floor + 32, "text-anchor": "middle" });
   const middle = (PLOT.top + floor) / 2;
   text(y, { x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` });
-  const line = run.best ? " The line: all that scores as the first positive does." : "";
+  const line = hasLine ? " The line: all that scores as the first positive does." : "";
   const unseen = run.missedRanks.length - run.missed.length - more.length;
   const rest = unseen > 0 ? ` Without the last ${unseen} positives.` : "";
   return element("figure", { class: "parts" }, plot, element("figcaption", {},

@@ -349,7 +349,8 @@ def _page_data(
 
     return {
         "methods": [
-            {"label": label} | ({"parts": own.names, "fusion": astuple(own.fusion)} if own else {})
+            {"label": label}
+            | ({"parts": own.names, "fusion": own.fusion and astuple(own.fusion)} if own else {})
             for label, own in zip(shown.methods, told, strict=True)
         ],
         "full": full.prefix,

@@ -387,6 +387,16 @@ def test_the_scatter_shows_the_gallery_and_the_level_of_the_first_positive(brows
     assert not find(browser, ".scatter .level")
 
 
+def test_parts_whose_fusion_is_no_polynomial_have_no_line(browser, world, tmp_path):
+    [run] = evaluate_world(world, ["product"], TOP_K)
+    run = replace(run, explained=replace(run.explained, fusion=None))
+    page = write_report(tmp_path / "report", [run], ImageStore(Dataset("world", world.data)), TOP_K)
+    open_page(browser, page, "#query-1")
+    assert find(browser, ".scatter .cloud")
+    assert find(browser, ".hit .part")
+    assert not find(browser, ".scatter .level")
+
+
 def test_neighbours_of_the_expansion_are_shown_and_marked(browser, explained):
     open_page(browser, explained, "#query-0")
     assert "query expansion took: 8" in browser.find_element(By.CSS_SELECTOR, ".neighbours h3").text
