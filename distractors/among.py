@@ -302,10 +302,14 @@ def evaluate_among(
         counting = count_against(parts, features, kinds)
         found = run_work(counting, kinds=kinds)
     counts = counts_of_runs(counting, found, len(runs), len(features.task.gallery))
-    seconds = time.perf_counter() - start
+    total = time.perf_counter() - start
+    working = sum(evaluation.seconds for evaluation in evaluated) or 1.0
     return [
-        rank_among(replace(evaluation, run=run, seconds=seconds), own, len(pool), ties)
-        for evaluation, run, own in zip(evaluated, runs, counts, strict=True)
+        rank_among(
+            replace(e, run=run, seconds=total * e.seconds / working, total_seconds=total),
+            *(own, len(pool), ties),
+        )
+        for e, run, own in zip(evaluated, runs, counts, strict=True)
     ]
 
 

@@ -119,7 +119,7 @@ function tableColumns() {
 
 const columns = tableColumns();
 const rows = report.queries.map(makeRow);
-const state = { key: "order", ascending: true, shown: rows.map((_, i) => i), scroll: 0 };
+const state = { key: "order", ascending: true, shown: rows.map((_, i) => i), scroll: [0, 0] };
 
 function makeRow(query, i) {
   const row = element("tr", { "data-query": i });
@@ -506,7 +506,7 @@ function follow() {
   const opens = i >= 0 && i < rows.length;
   writeAddress(opens ? name : "");
   const wasOpen = !byId("detail").hidden;
-  if (opens && !wasOpen) state.scroll = window.scrollY;
+  if (opens && !wasOpen) state.scroll = [window.scrollY, byId("around").scrollTop];
   byId("overview").hidden = opens;
   byId("detail").hidden = !opens;
   byId("detail").replaceChildren(...(opens ? makeQuery(i) : []));
@@ -516,7 +516,8 @@ function follow() {
     byId("title").focus({ preventScroll: true });
   } else if (wasOpen) {
     rows[state.open].querySelector("a").focus({ preventScroll: true });
-    window.scrollTo(0, state.scroll);
+    window.scrollTo(0, state.scroll[0]);
+    byId("around").scrollTop = state.scroll[1];
   }
 }
 
@@ -538,7 +539,7 @@ byId("bounds").hidden = !report.measures.length;
 byId("table").style.setProperty("--labels", Math.max(1, report.labels.length));
 if (report.methods.length > 1) {
   byId("table").classList.add("several");
-  // A wider table scrolls in its own box (where its head cannot stay in sight).
+  byId("around").classList.add("many");
   byId("around").classList.toggle("scroll", report.methods.length > 5);
   byId("table").style.minWidth = `${480 + 120 * report.methods.length}px`;
 }

@@ -535,6 +535,21 @@ def test_headings_stay_in_sight(browser, side_by_side):
     assert all(0 <= top < 60 for top in tops)
 
 
+def test_the_head_of_a_wide_table_stays_in_sight(browser, world, tmp_path):
+    evaluations = evaluate_world(world, ("image", "text", "sum", "product", "weicom", "basic"), 3)
+    images = ImageStore(Dataset("world", world.data))
+    open_page(browser, write_report(tmp_path / "wide", evaluations, images, 3))
+    browser.execute_script("document.getElementById('around').scrollTop = 400")
+    tops = browser.execute_script(
+        """
+        const [box, head] = ["around", "head"].map((id) => document.getElementById(id));
+        return [box.scrollTop, head.getBoundingClientRect().top - box.getBoundingClientRect().top];
+        """
+    )
+    assert tops[0] > 100
+    assert abs(tops[1]) < 2
+
+
 def test_plots_follow_the_dark_scheme(browser, report):
     media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
