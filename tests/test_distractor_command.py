@@ -88,7 +88,8 @@ def results_of(folder: Path) -> dict[str, list[dict[str, str]]]:
         if path.name == "mAP_table.csv" and not path.parent.name.endswith("curve"):
             rows = rows[-1:]
         for row in rows:
-            row.pop("timestamp", None), row.pop("seconds", None)
+            for name in ("timestamp", "seconds", "total_seconds"):
+                row.pop(name, None)
         found[str(path.relative_to(folder))] = rows
     return found
 
