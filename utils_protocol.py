@@ -128,8 +128,8 @@ def refuse_clashes(task: Task, runs: Sequence[Run]) -> None:
 
 
 def describe_unranked(task: Task) -> list[str]:
-    """The line on gallery rows that no query ranks, if there are any."""
-    if (task.pool == NO_SET).any():
+    """The line on gallery rows that no query ranks, if there are any that the protocol ranks."""
+    if task.spares_rows or (task.pool == NO_SET).any():
         return []
     ranked = np.zeros(len(task.gallery), bool)
     for pool in np.unique(task.pool):

@@ -269,7 +269,7 @@ class Task:
     set shown as "related" in reports (i-CIR: the same instance, another text), or None. sources:
     annotation file -> SHA-256. notes: sentences on the protocol that tables and reports repeat
     (left-out rows and the like). prompts: the name under which methods look up their published
-    prompts ("cirr"), "" for none.
+    prompts ("cirr"), "" for none. spares_rows: by the protocol, rows of the gallery are in no pool.
     """
 
     name: str
@@ -287,6 +287,7 @@ class Task:
     sources: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     prompts: str = ""
+    spares_rows: bool = False
 
     @property
     def main_view(self) -> str:
@@ -457,6 +458,7 @@ def save_task(task: Task, folder: Path) -> None:
         "sources": dict(task.sources),
         "notes": list(task.notes),
         "prompts": task.prompts,
+        "spares_rows": task.spares_rows,
     }
     with atomic_path(folder / "task.npz") as path:
         with open(path, "wb") as file:
@@ -569,4 +571,5 @@ def _build_task(words: dict, arrays: dict[str, np.ndarray]) -> Task:
         sources=words["sources"],
         notes=tuple(words["notes"]),
         prompts=words["prompts"],
+        spares_rows=words.get("spares_rows", False),
     )

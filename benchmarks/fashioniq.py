@@ -134,6 +134,7 @@ def read(root: Path, name: str, small: bool, join=join_both) -> Task:
         columns=COLUMNS,
         sources=hash_sources(root, chain(*(part.files for part in parts))),
         prompts="fashioniq",
+        spares_rows=small,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from benchmarks import find_folder, list_benchmarks
 from tests import semantic_files
 from utils import UserError
+from utils_protocol import describe_unranked
 from utils_submissions import format_submission, read_submission, score_submission
 from utils_task import Task
 
@@ -87,6 +89,9 @@ def test_fashioniq(tmp_path, folder):
     task, small = read(root, "fashioniq"), read(root, "fashioniq_small")
     assert rows(task, task.pool)[2] == [5, 6, 7, 8, 9]
     assert rows(small, small.pool)[2] == [5, 6, 8]
+    assert describe_unranked(small) == []  # by the protocol
+    [warning] = describe_unranked(replace(small, spares_rows=False))
+    assert "never ranked" in warning
     assert rows(task, task.views["all"].positives) == [[0], [3], [5], [8], [10], [13]]
     assert rows(task, task.views["reference_out"].excluded) == [[1], [0], [6], [5], [11], [10]]
     assert task.queries.texts[:2] == [
