@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.domains import BENCHMARK
 from utils import write_csv, write_json
-from utils_task import Task, save_task
+from utils_task import Task
 
 if TYPE_CHECKING:
     from utils_features import Encoder
@@ -91,28 +91,6 @@ def save_words_clip(tiny: Path, folder: Path) -> Path:
     shutil.copy(tiny / "open_clip_config.json", folder)
     save_file(state, folder / "open_clip_model.safetensors")
     return folder
-
-
-def write_features(name: str, folder: Path, model: dict, words: bool = False) -> None:
-    """The published features of a data set in the toolkit's own files, in a backbone's folder."""
-    task, suffix = read_task(name), "_words" if words else ""
-    target = folder / name
-    target.mkdir(parents=True)
-    save_task(task, target)
-    with np.load(GOLDEN / "expected" / f"{name}_features.npz") as arrays:
-        np.save(target / "database_image.npy", arrays["gallery"])
-        if "query" in arrays:
-            np.save(target / "query_image.npy", arrays["query"])
-        for kind in ("text", "context_text"):
-            np.save(target / f"query_{kind}.npy", arrays[f"{kind}{suffix}"])
-        place = {text: row for row, text in enumerate(arrays["texts"].tolist())}
-    rows = [
-        [key, int(key.partition("-")[0]) - 1, place[text]]
-        for key, text in zip(task.queries.key, task.queries.text, strict=True)
-    ]
-    write_csv(target / "query.csv", ["key", "image_row", "text_row"], rows)
-    manifest = {"model": model, "precision": "fp32", "sources": dict(task.sources)}
-    write_json(target / "manifest.json", manifest)
 
 
 def write_corpora(folder: Path, encoder: Encoder) -> None:

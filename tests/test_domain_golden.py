@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from domain_world import DATA, GOLDEN, NAMES, golden, save_words_clip, write_corpora, write_features
+from domain_world import DATA, GOLDEN, NAMES, golden, save_words_clip, write_corpora
 
 import create_features
 import run_retrieval
@@ -72,10 +72,7 @@ class World:
 
 @pytest.fixture(scope="module", params=["tiny", "words"])
 def world(request, tmp_path_factory):
-    """Features, and every run over all four data sets at once.
-
-    Of the first backbone they are extracted from the images, of the second the published ones.
-    """
+    """Features, extracted from the images, and every run over all four data sets at once."""
     folder = tmp_path_factory.mktemp("golden")
     words = request.param == "words"
     clip = save_words_clip(TINY / "clip", folder / "clip") if words else TINY / "clip"
@@ -83,10 +80,7 @@ def world(request, tmp_path_factory):
     encoder = load_encoder(backbone, torch.device("cpu"))
     own = folder / "features" / backbone_folder(backbone)
     for name in NAMES:
-        if words:
-            write_features(name, own, encoder.identity, words)
-        else:
-            extract(name, backbone, folder)
+        extract(name, backbone, folder)
     write_corpora(own, encoder)
     short = backbone_folder(backbone).removesuffix("_features")
     for kind, place in (("mean", "data/laion_mean"), ("synthetic", "synthetic_data")):
