@@ -209,6 +209,7 @@ def _dataset(args: argparse.Namespace) -> list[Work]:
         pickles=args.format == "pkl",
         missing=args.on_missing_image,
         skip_bad=args.on_bad_image == "skip",
+        pixels=args.pixels,
     )
 
 
@@ -222,7 +223,8 @@ def _mean(args: argparse.Namespace) -> list[Work]:
     from extraction.assets import MeanWork, read_images
     from utils_assets import mean_path
 
-    return [MeanWork(read_images(args.images), mean_path(args.data_dir, args.backbone))]
+    images = read_images(args.images, args.pixels or "viewed")
+    return [MeanWork(images, mean_path(args.data_dir, args.backbone))]
 
 
 def _synthetic(args: argparse.Namespace) -> list[Work]:
@@ -230,7 +232,7 @@ def _synthetic(args: argparse.Namespace) -> list[Work]:
     from utils_assets import synthetic_path
 
     path = synthetic_path(args.path_to_synthetic_data, args.backbone)
-    return [read_synthetic(args.images, args.captions, path)]
+    return [read_synthetic(args.images, args.captions, path, args.pixels or "viewed")]
 
 
 # How each kind of --dataset is read.

@@ -13,6 +13,8 @@ DEFAULT_BACKBONE = "clip"
 PREPROCESSES = ("model", "targetpad")  # of --preprocess; another one is another backbone
 PADDED = "+targetpad"  # what the name of a backbone ends in whose images are padded first
 
+PIXELS = ("viewed", "plain")  # of --pixels: as a viewer shows an image, or as CLIP's pipelines do
+
 # --precision -> the type that torch computes in, None for its own.
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import io
 import json
 import logging
 import re
@@ -18,11 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from utils import UserError, open_regular
+from utils import UserError
 from utils_backbones import BACKBONES, HF_HUB, LOCAL_DIR, PRECISIONS, Backbone, split_backbone
-from utils_datasets import IMAGE_FORMAT_NAMES, IMAGE_FORMATS
 from utils_model_files import CONFIG_FILE, check_model_files, without_remote_code
 from utils_text_tower import (
     CausalTextTower,
@@ -45,6 +43,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 NORMALISED_AT_ONCE = 4
 # Distinct texts that are tokenised, and sorted to find their shared beginnings, together.
 TEXTS_AT_ONCE = 16_384
+SPECIAL_TOKENS = 4  # at most, that a tokenizer adds to a text
 # Distinct texts whose contextual averages are summed up together (each brings 2 prompts a word).
 CONTEXTS_AT_ONCE = 4_096
 
@@ -132,61 +131,6 @@ def _has_activation(model: str, tag: str) -> bool:
 # ---------------------------------------------------------------------------------------------
 # Images
 # ---------------------------------------------------------------------------------------------
-
-
-class BadImage(Exception):
-    """An image that cannot be decoded; `cause` says why, without the file's name."""
-
-    def __init__(self, cause: str):
-        super().__init__(cause)
-        self.cause = cause
-
-
-def decode_image(
-    source: bytes | str | Path, box: Sequence[int] | None = None, own_mode: bool = False
-) -> Image.Image:
-    """Decode an encoded image, bytes or a file, to RGB as Pillow's convert("RGB") does it.
-
-    The first frame of an animation; transparency dropped; 16-bit grey clipped to 8 bits; the EXIF
-    orientation not applied. All of this is what CLIP's usual pipelines do, and features depend on
-    it. Pillow's limit on huge images (decompression bombs) stays on. box: what to show of it, see
-    crop_box. own_mode: the image stays in its file's mode, and is made RGB where the model's
-    preprocessing does that, after the crop. The formats are IMAGE_FORMATS, whatever the name says.
-    Raises BadImage with the cause.
-    """
-    try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
-        with file, Image.open(file, formats=IMAGE_FORMATS) as opened:
-            image = opened.copy() if own_mode else opened.convert("RGB")
-        return image if box is None else crop_box(image, box)
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise BadImage(_describe_image_error(error)) from error
-
-
-def crop_box(image: Image.Image, box: Sequence[int]) -> Image.Image:
-    """A box (left, upper, right, lower; pixels) of an image, cut to it, centred on a black square.
-
-    A box of zeros is the whole image, as it is. Raises ValueError for one without an area.
-    """
-    if not any(box):
-        return image
-    left, upper = max(0, box[0]), max(0, box[1])
-    right, lower = min(image.width, box[2]), min(image.height, box[3])
-    if left >= right or upper >= lower:
-        raise ValueError(f"the box {tuple(map(int, box))} shows nothing of it")
-    part = image.crop((left, upper, right, lower))
-    side = max(part.size)
-    square = Image.new(image.mode, (side, side))
-    square.paste(part, ((side - part.width) // 2, (side - part.height) // 2))
-    return square
-
-
-def _describe_image_error(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return f"not an image in {IMAGE_FORMAT_NAMES}"  # its own text holds a memory address
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # without the path, which differs between folder and shards
-    return f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)
@@ -352,13 +296,15 @@ class Encoder:
 
     def find_cut_texts(self, texts: Sequence[str]) -> list[int]:
         """The numbers of the texts of which the end is cut off, being longer than the context."""
-        cut = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            some = texts[start : start + TEXTS_AT_ONCE]
-            tokens = self.tokenizer(some)
-            longer = self.tokenizer(some, context_length=tokens.shape[1] + 1)
-            differ = (longer[:, :-1] != tokens).any(1)
-            cut += (start + differ.nonzero()[:, 0]).tolist()
+        longer, cut = self.context_length + 1, []
+        # A token takes a byte at least; the rest are those at the beginning and at the end.
+        long = [i for i, text in enumerate(texts) if len(text.encode()) + SPECIAL_TOKENS >= longer]
+        for start in range(0, len(long), TEXTS_AT_ONCE):
+            some = [texts[i] for i in long[start : start + TEXTS_AT_ONCE]]
+            tokens, more = self.tokenizer(some), self.tokenizer(some, context_length=longer)
+            padding = self.tokenizer([""], context_length=longer)[0, -1]
+            differ = (more[:, :-1] != tokens).any(1) | (more[:, -1] != padding)
+            cut += [long[start + number] for number in differ.nonzero()[:, 0].tolist()]
         return cut
 
     def encode_contextual_texts(

@@ -6,6 +6,7 @@ that extraction left out.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -154,6 +155,68 @@ def left_out(manifest: dict[str, Any] | None) -> str:
         if lost:
             parts.append(f"{lost} of {lost + kept} {split} rows")
     return ", ".join(parts)
+
+
+def describe_near_texts(task: Task) -> list[str]:
+    """The line on queries without a positive that a gallery row's text nearly asks for.
+
+    That is one that differs in case, blanks or Unicode form alone, and so is another text.
+    """
+    positives, notes = task.views[task.main_view].positives, task.gallery.note
+    lost = [] if positives is None else np.flatnonzero(positives == NO_SET)
+    if notes is None or not len(lost):
+        return []
+    forms: dict[int, dict[str, int]] = {}  # pool -> the first row of each form
+    for pool in set(task.pool[lost].tolist()):
+        rows = range(len(task.gallery)) if pool == NO_SET else task.sets[pool].tolist()
+        forms[pool] = {loose_form(notes[row]): row for row in reversed(rows)}
+    asked = [(query, loose_form(task.queries.text[query])) for query in lost.tolist()]
+    rows = [(query, forms[int(task.pool[query])].get(form)) for query, form in asked]
+    near = [(query, row) for query, row in rows if row is not None]
+    if not near:
+        return []
+    query, row = near[0]
+    return [
+        f"warning: {len(near)} queries have no positive, though a row of their gallery has their "
+        "text but for case, blanks or the Unicode form of accents; the first: query "
+        f"{task.queries.key[query]}, {task.queries.text[query]!a}, and row {row + 1}, "
+        f"{notes[row]!a}; write them alike and extract again"
+    ]
+
+
+def loose_form(text: str) -> str:
+    """A text without its case, its blanks at the ends and between words, its Unicode form."""
+    return " ".join(unicodedata.normalize("NFC", text.casefold()).split())
+
+
+# What a manifest says of texts -> what is said of them; see extraction/remarks.py.
+TEXT_REMARKS = {
+    "cut": "longer than the backbone's {context_length} tokens: what is behind them was not read",
+    "cut_in_context": "too long for the words that contextualise them, which were cut",
+    "empty": "empty",
+}
+SHOWN = 60  # characters of a text in a message
+
+
+def describe_texts(manifest: dict[str, Any] | None) -> list[str]:
+    """The lines on texts that were encoded otherwise than they read."""
+    lines = []
+    for name, remarks in ((manifest or {}).get("texts") or {}).items():
+        for kind, words in TEXT_REMARKS.items():
+            if kind in remarks:
+                own = remarks[kind]
+                text = own["first"] if len(own["first"]) <= SHOWN else own["first"][:SHOWN] + "..."
+                lines.append(
+                    f"warning: {own['count']} of {remarks['count']} distinct {name} texts are "
+                    f"{words.format(**remarks)}; the first, row {own['row']}: {text!r}"
+                )
+        if "alike" in remarks:
+            count, rows = remarks["alike"]["count"], remarks["alike"]["rows"]
+            lines.append(
+                f"warning: {count} {name} texts are cut to what another one of the same image is "
+                f"cut to, and encoded alike; the first, rows {rows[0]} and {rows[1]}"
+            )
+    return lines
 
 
 def describe_left_out(manifest: dict[str, Any] | None) -> list[str]:

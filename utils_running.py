@@ -59,6 +59,8 @@ def run_plan(
             from utils_protocol import (
                 apply_protocol,
                 describe_left_out,
+                describe_near_texts,
+                describe_texts,
                 describe_unranked,
                 left_out,
                 refuse_clashes,
@@ -112,7 +114,12 @@ def run_plan(
     if output.page:
         output = replace(output, page=partial(output.page, about=_about(features, facts)))
     plan.write([found[run] for run in plan.runs], facts, output)
-    for line in (*describe_unranked(features.task), *describe_left_out(features.manifest)):
+    for line in (
+        *describe_unranked(features.task),
+        *describe_near_texts(features.task),
+        *describe_left_out(features.manifest),
+        *describe_texts(features.manifest),
+    ):
         say(line, error=True)
 
 

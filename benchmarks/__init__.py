@@ -92,6 +92,11 @@ class Found:
     read: Callable[[Path], Task]
 
     @property
+    def is_published(self) -> bool:
+        """Whether it goes by the name of a published data set."""
+        return self.name in list_benchmarks()
+
+    @property
     def images(self) -> ImageStore:
         """Its images, wherever they lie."""
         return ImageStore(Dataset(self.name, self.root), self.benchmark.locate)

@@ -14,7 +14,7 @@ from captioning.files import refuse_change, write_lines, write_manifest
 from captioning.journal import Journal
 from utils import UserError, select_device
 from utils_captions import IMAGES, Box, gallery_images, query_images, read_image_captions
-from utils_features import BadImage, decode_image
+from utils_pixels import BadImage, decode_image
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -25,6 +25,7 @@ from extraction.parts import (
 )
 from extraction.reading import EverySample, FileImages, SampleIndex, index_samples
 from extraction.reference import write_reference_corpus
+from extraction.remarks import remark_images, remark_texts, tell_remarks
 from extraction.stage import FileStage, NoRows, Rows, ShardStage, Stage, Summary, TextStage
 from extraction.words import read_corpus
 from utils import UserError, atomic_path, publishing, read_csv, sha256_file, write_csv, write_json
@@ -77,7 +78,7 @@ class CorporaWork:
             stages=stages,
             identity=identify(settings, encoder),
             outputs=outputs,
-            finish=functools.partial(self._finish, parts, stages, manifests, encoder.dim),
+            finish=functools.partial(self._finish, parts, stages, manifests, encoder),
         )
 
     def _finish(
@@ -85,7 +86,7 @@ class CorporaWork:
         parts: Parts,
         stages: list[Stage],
         manifests: dict[str, dict],
-        dim: int,
+        encoder: Encoder,
         summaries: dict[str, Summary],
     ) -> None:
         """Write the tables, arrays and manifests, one corpus after the other."""
@@ -95,8 +96,11 @@ class CorporaWork:
                 prompts = ([stage.rows.items[item]] for item in stage.rows.item_of_row)
                 write_csv(staging / f"{stage.name}.csv", ["prompt"], prompts)
                 keep = summaries[stage.name].keep
-                write_array(staging / f"{stage.name}.npy", stage, parts, dim, keep)
-                write_json(staging / last, manifests[stage.name])
+                write_array(staging / f"{stage.name}.npy", stage, parts, encoder.dim, keep)
+                remarks = remark_texts(encoder, stage.rows)
+                manifest = manifests[stage.name] | {"texts": {stage.name: remarks}}
+                write_json(staging / last, manifest)
+            tell_remarks(manifest)
 
     def export(self) -> list[Path]:
         """Write the reference's pickles beside finished corpora."""
@@ -120,8 +124,9 @@ def read_corpora(corpora_dir: Path, features: Path) -> CorporaWork:
 class ImageTree:
     """The images below a folder, or in the shards below it where there are none, or in one shard.
 
-    sources: the hash of their names and sizes, for the manifest; prints: of their names alone, for
-    what may not change while a run is unfinished.
+    sources: the hash of their names and sizes, for the manifest; prints: of their names alone, and
+    how they are encoded, for what may not change while a run is unfinished; pixels: see
+    remark_images.
     """
 
     root: Path
@@ -129,6 +134,7 @@ class ImageTree:
     shards: list[Path]
     sources: dict[str, str]
     prints: dict[str, str]
+    pixels: str
 
     def all_images(self, part_rows: int) -> FileStage | ShardStage:
         """The stage of all images there are."""
@@ -150,7 +156,7 @@ class ImageTree:
             rows=rows,
             units=cut_ranges(rows.count, part_rows),
             fingerprint=prints,
-            images=FileImages(functools.partial(_below, self.root)),
+            images=FileImages(functools.partial(_below, self.root), viewed=self.pixels == "viewed"),
         )
 
     def _in_shards(
@@ -162,12 +168,17 @@ class ImageTree:
         ]
         sizes = {"shards": shard_sizes(units)}
         return ShardStage(
-            name="images", rows=rows, units=units, fingerprint=prints | sizes, samples=samples
+            name="images",
+            rows=rows,
+            units=units,
+            fingerprint=prints | sizes,
+            samples=samples,
+            viewed=self.pixels == "viewed",
         )
 
 
-def read_images(root: Path) -> ImageTree:
-    """Find what --images names. Raises UserError if there is nothing."""
+def read_images(root: Path, pixels: str) -> ImageTree:
+    """Find what --images names. pixels: see remark_images. Raises UserError if there is nothing."""
     if not root.exists():
         raise UserError(f"--images {root} does not exist")
     files = sorted(_list_images(root))
@@ -180,7 +191,7 @@ def read_images(root: Path) -> ImageTree:
     sizes = [(root / name).stat().st_size for name in names]
     listing = [f"{name}\t{size}" for name, size in zip(names, sizes, strict=True)]
     sources, prints = {"images": _hash_lines(listing)}, {"images": _hash_lines(names)}
-    return ImageTree(root, files, shards, sources, prints)
+    return ImageTree(root, files, shards, sources, prints | {"pixels": pixels}, pixels)
 
 
 def _hash_lines(lines: list[str]) -> str:
@@ -221,7 +232,7 @@ class MeanWork:
     def plan(self, settings: Settings, encoder: Encoder) -> Job:
         """The job of the mean; no stages if it is finished."""
         manifest = describe(settings, encoder, "mean", self.path.stem)
-        manifest["sources"] = self.images.sources
+        manifest |= {"sources": self.images.sources, "pixels": self.images.pixels}
         stages = [self.images.all_images(settings.part_rows)]
         return _plan_file(self.path, settings, encoder, manifest, stages, _finish_mean)
 
@@ -242,7 +253,7 @@ class SyntheticWork:
         """The job of the normalisation features; no stages if it is finished."""
         digest = {"captions": sha256_file(self.table)}
         manifest = describe(settings, encoder, "synthetic", self.path.stem)
-        manifest["sources"] = self.images.sources | digest
+        manifest |= {"sources": self.images.sources | digest, "pixels": self.images.pixels}
         prints = self.images.prints | digest
         lines, paths, texts = (list(column) for column in zip(*self.captions, strict=True))
         shown = Rows.of(map(_same_path, paths), self.table, lines)
@@ -259,9 +270,12 @@ class SyntheticWork:
         return _plan_file(self.path, settings, encoder, manifest, stages, _finish_synthetic)
 
 
-def read_synthetic(images: Path, captions: Path, path: Path) -> SyntheticWork:
-    """Read what --images and --captions name. Raises UserError if there is nothing."""
-    return SyntheticWork(read_images(images), captions, read_captions(captions), path)
+def read_synthetic(images: Path, captions: Path, path: Path, pixels: str) -> SyntheticWork:
+    """Read what --images and --captions name. pixels: see remark_images.
+
+    Raises UserError if there is nothing.
+    """
+    return SyntheticWork(read_images(images, pixels), captions, read_captions(captions), path)
 
 
 def read_captions(path: Path) -> list[tuple[int, str, str]]:
@@ -299,7 +313,7 @@ def _plan_file(
         stages=stages,
         identity=identify(settings, encoder),
         outputs=[path],
-        finish=functools.partial(finish, path, parts, stages, manifest, encoder.dim),
+        finish=functools.partial(finish, path, parts, stages, manifest, encoder),
     )
 
 
@@ -324,11 +338,11 @@ def _finish_mean(
     parts: Parts,
     stages: list[Stage],
     manifest: dict,
-    dim: int,
+    encoder: Encoder,
     summaries: dict[str, Summary],
 ) -> None:
     """Write the mean (D,) float32."""
-    total, count = np.zeros(dim, np.float64), 0
+    total, count = np.zeros(encoder.dim, np.float64), 0
     for part in parts.read(stages[0]):
         features = part.features.astype(np.float64)
         total += (features / np.linalg.norm(features, axis=1, keepdims=True)).sum(axis=0)
@@ -337,7 +351,9 @@ def _finish_mean(
         raise UserError(f"{path}: none of the images can be read")
     skipped = summaries["images"].skipped
     manifest = manifest | {"counts": {"images": count}, "skipped": skipped}
+    manifest |= remark_images(manifest["pixels"], summaries)
     _write_arrays(path, manifest, {"mean": (total / count).astype(np.float32)})
+    tell_remarks(manifest)
 
 
 def _finish_synthetic(
@@ -345,15 +361,18 @@ def _finish_synthetic(
     parts: Parts,
     stages: list[Stage],
     manifest: dict,
-    dim: int,
+    encoder: Encoder,
     summaries: dict[str, Summary],
 ) -> None:
     """Write image_features and text_features, a row of each for every caption, (n, D) float32."""
     keep = summaries["images"].keep
     arrays = {}
     for stage, name in zip(stages, ("image_features", "text_features"), strict=True):
-        write_array(parts.folder / f"{name}.npy", stage, parts, dim, keep)
+        write_array(parts.folder / f"{name}.npy", stage, parts, encoder.dim, keep)
         arrays[name] = np.load(parts.folder / f"{name}.npy")
     skipped = summaries["images"].skipped
     manifest = manifest | {"counts": {"pairs": int(keep.sum())}, "skipped": skipped}
+    manifest |= remark_images(manifest["pixels"], summaries)
+    manifest |= {"texts": {"caption": remark_texts(encoder, stages[1].rows)}}
     _write_arrays(path, manifest, arrays)
+    tell_remarks(manifest)

@@ -31,6 +31,7 @@ from extraction.labelled import read_labelled
 from extraction.manifest import describe, identify, is_finished
 from extraction.parts import Parts, cut_ranges, drop_parts, write_array
 from extraction.reading import FileImages
+from extraction.remarks import remark_images, remark_texts, tell_remarks
 from extraction.stage import WHOLE, FileStage, Picture, Rows, Stage, Summary
 from extraction.words import ContextWords, read_context_words
 from utils import UserError, publishing, refuse_idle, say, write_csv, write_json
@@ -54,19 +55,22 @@ def read_dataset(
     pickles: bool = False,
     missing: str | None = None,
     skip_bad: bool = False,
+    pixels: str | None = None,
 ) -> list[Work]:
     """Read what --dataset names. features: the backbone's folder of features.
 
     source: "folder" or "wds"; None, and no pickles: all that tasks bear that are not in i-CIR's
     form. missing: "skip" leaves out the rows of images that are not there, "fail" does not, and
-    None does if skip_bad, as rows of images that cannot be read. Raises UserError if anything is
-    missing or malformed.
+    None does if skip_bad, as rows of images that cannot be read. pixels: see remark_images; None:
+    plain for a published data set, viewed for one's own. Raises UserError if anything is missing or
+    malformed.
     """
     found = find_dataset(dataset, data_dir)
+    pixels = pixels or ("plain" if found.is_published else "viewed")
     if found.benchmark.labelled:
         refuse_idle(["on_missing_image"] if missing else [], f"with --dataset {dataset}")
         words = read_context_words(corpora_dir)
-        return [read_labelled(found, source or "folder", words, limit, features)]
+        return [read_labelled(found, source or "folder", words, limit, features, pixels)]
     if source:
         refuse_idle(["icir_source"], f"with --dataset {dataset}")
     if pickles:
@@ -76,9 +80,8 @@ def read_dataset(
         task = first_rows(task, limit)
     task = _with_images(found, task, missing or ("leave" if skip_bad else "fail"))
     words = read_context_words(corpora_dir)
-    images = FileImages(
-        functools.partial(found.benchmark.locate, found.root), task.gallery.own_mode
-    )
+    locate = functools.partial(found.benchmark.locate, found.root)
+    images = FileImages(locate, task.gallery.own_mode, pixels == "viewed")
     gallery = GalleryWork(task, images, str(found.root.resolve()), features)
     work = TaskWork(gallery, words, limit)
     return [gallery, work] if task.gallery.shared else [work]
@@ -165,6 +168,11 @@ class GalleryWork:
         """Where its features go."""
         return self.features / (self.task.gallery.shared or self.task.name)
 
+    @property
+    def pixels(self) -> str:
+        """How its images are encoded: see remark_images."""
+        return "viewed" if self.images.viewed else "plain"
+
     @functools.cached_property
     def pictures(self) -> list[Picture]:
         """What each row shows."""
@@ -191,6 +199,7 @@ class GalleryWork:
                 "rows": _hash(pictures),
                 "source": f"folder {self.place}",
                 "own_mode": self.images.own_mode,
+                "pixels": self.pixels,
             },
             dtype=settings.save_dtype if name == "database_image" else "float32",
             images=self.images,
@@ -212,7 +221,7 @@ class GalleryWork:
     def plan(self, settings: Settings, encoder: Encoder) -> Job:
         """The job of a shared gallery; no stages if it is finished."""
         manifest = describe(settings, encoder, "gallery", self.folder.name)
-        manifest |= {"sources": {}, "rows": _hash(self.pictures)}
+        manifest |= {"sources": {}, "rows": _hash(self.pictures), "pixels": self.pixels}
         stage, parts = self.stage(settings), Parts(self.folder / ".parts")
         done = is_finished(
             self.folder / "manifest.json", manifest, settings.overwrite, settings.skip_bad
@@ -238,7 +247,9 @@ class GalleryWork:
             missing = {entry["image_path"] for entry in skipped}
             count = self.write(staging, stage, parts, dim, missing)
             manifest = manifest | {"counts": {"database": count}, "skipped": skipped}
+            manifest |= remark_images(self.pixels, summaries)
             write_json(staging / "manifest.json", manifest)
+        tell_remarks(manifest)
 
 
 def _skipped(summaries: dict[str, Summary]) -> list[dict]:
@@ -292,6 +303,7 @@ class TaskWork:
         sources = {**self.task.sources, self.words.path.name: self.words.sha256}
         rows = [self.gallery.pictures, query_pictures(self.task), query_phrases(self.task)]
         manifest |= {"sources": sources, "context_words": len(self.words.words)}
+        manifest |= {"pixels": self.gallery.pixels}
         manifest |= {"rows": _hash(row for part in rows for row in part)}
         path, parts = self.folder / "manifest.json", Parts(self.folder / ".parts")
         stages = self._stages(settings)
@@ -311,7 +323,7 @@ class TaskWork:
                 *(self.folder / f"{n}_image.npy" for n in ("query", "database")),
                 *(self.folder / f"query_{n}.npy" for n in ("context_text", "text")),
             ],
-            finish=functools.partial(self._finish, parts, stages, manifest, encoder.dim),
+            finish=functools.partial(self._finish, parts, stages, manifest, encoder),
         )
 
     def query_stage(self, name: str, settings: Settings) -> tuple[FileStage, dict[Picture, int]]:
@@ -336,7 +348,7 @@ class TaskWork:
         parts: Parts,
         stages: list[Stage],
         manifest: dict,
-        dim: int,
+        encoder: Encoder,
         summaries: dict[str, Summary],
     ) -> None:
         """Write the tables, the arrays, the task without what was left out, last the manifest."""
@@ -348,13 +360,14 @@ class TaskWork:
         arrays = {stage.name: stage for stage in stages}
         with publishing(parts.folder / "finished", self.folder, last="manifest.json") as staging:
             if "database_image" in arrays:
-                self.gallery.write(staging, arrays["database_image"], parts, dim, missing)
+                stage = arrays["database_image"]
+                self.gallery.write(staging, stage, parts, encoder.dim, missing)
             images, shown = self._used(self.pictures, query_pictures(task))
             texts, said = self._used(self.phrases, query_phrases(task))
             for name, keep in {"image": images, "text": texts, "context_text": texts}.items():
                 if f"query_{name}" in arrays:
                     stage = arrays[f"query_{name}"]
-                    write_array(staging / f"query_{name}.npy", stage, parts, dim, keep)
+                    write_array(staging / f"query_{name}.npy", stage, parts, encoder.dim, keep)
             if not self.pictures:
                 shown = _rows_in(gallery_pictures(task), query_pictures(task))
             rows = zip(task.queries.key, shown, said, strict=True)
@@ -362,7 +375,19 @@ class TaskWork:
             save_task(task, staging)
             counts = {"query": len(task.queries), "database": len(task.gallery)}
             manifest = manifest | {"counts": counts, "skipped": skipped}
+            manifest |= remark_images(self.gallery.pixels, summaries)
+            manifest |= {"texts": self._remark_texts(encoder)}
             write_json(staging / "manifest.json", manifest)
+        tell_remarks(manifest)
+
+    def _remark_texts(self, encoder: Encoder) -> dict:
+        """What there is to remark of the query texts, by the numbers of the queries."""
+        asked = query_phrases(self.task)
+        numbers = [number for number, own in enumerate(asked, 1) for _ in own]
+        rows = Rows.of(chain.from_iterable(asked), f"queries of {self.task.name}", numbers)
+        images = [self.task.queries.images[number - 1] for number in numbers]
+        remarks = remark_texts(encoder, rows, self.words.words, images)
+        return {"query": remarks} if remarks else {}
 
     @staticmethod
     def _used(distinct: list, asked: list[Sequence]) -> tuple[np.ndarray, list[str]]:

@@ -94,6 +94,7 @@ class OpenUnit:
     ids: list[int] = field(default_factory=list)
     features: list[np.ndarray] = field(default_factory=list)
     bad: list[tuple[int, str, str]] = field(default_factory=list)
+    odd: list[tuple[int, str, str]] = field(default_factory=list)
     covered: list[int] = field(default_factory=list)
     unmatched: int = 0
 
@@ -109,8 +110,10 @@ class OpenUnit:
         """What waits to be written, which then waits no more."""
         features = np.concatenate([np.empty((0, dim), dtype), *self.features])
         covered = np.array(self.covered, np.int64)
-        part = Part(np.array(self.ids, np.int64), features, self.bad, covered, self.unmatched)
+        ids = np.array(self.ids, np.int64)
+        part = Part(ids, features, self.bad, covered, self.unmatched, self.odd)
         self.ids, self.features, self.bad, self.covered, self.unmatched = [], [], [], [], 0
+        self.odd = []
         return part
 
 
@@ -178,6 +181,7 @@ class ImageBatches:
                 unit.fill(torch.as_tensor(chunk.images), chunk.names, run.settings.batch, pin)
         unit.ids += chunk.ids
         unit.bad += chunk.bad
+        unit.odd += chunk.odd
         unit.covered += chunk.covered
         unit.unmatched += chunk.unmatched
         if chunk.full and unit.filled:

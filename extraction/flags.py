@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks import list_benchmarks
 from methods import list_inputs
 from utils import not_negative, positive
-from utils_backbones import PRECISIONS, PREPROCESSES
+from utils_backbones import PIXELS, PRECISIONS, PREPROCESSES
 
 # What --dataset stands for; any other value is a data set, by name or path.
 KINDS = ("corpus", "mean", "synthetic")
@@ -142,6 +142,13 @@ def _how() -> dict[str, Flag]:
             "dataset corpus",
             "npy",
             choices=("npy", "pkl"),
+        ),
+        "pixels": flag(
+            "images as a viewer shows them (turned as EXIF says, transparency over white, colour "
+            "profiles, 16 bits and more), or plain, as CLIP's usual pipelines take them (default: "
+            "plain for published data sets, viewed for a folder of your own, mean and synthetic)",
+            IMAGES,
+            choices=PIXELS,
         ),
         "on_bad_image": flag(
             "stop at an image that cannot be read, or leave its rows out (default: fail)",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from extraction.encoding import Clock, Run, Settings
+from extraction.manifest import UNSAID
 from extraction.parts import Parts, drop_parts
 from extraction.ranks import Beat, Watch, wait_for
 from extraction.stage import Stage, Summary
@@ -183,7 +184,7 @@ def _refuse_change(folder: Path, before: dict, now: dict) -> None:
     """Raise UserError if two fingerprints differ in more than their shards."""
     before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
     for key in sorted((before.keys() | now.keys()) - {"shards"}):
-        old, new = before.get(key), now.get(key)
+        old, new = (one.get(key, UNSAID.get(key)) for one in (before, now))
         if old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):

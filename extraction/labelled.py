@@ -24,6 +24,7 @@ from extraction.parts import (
 )
 from extraction.reading import FileImages, index_samples
 from extraction.reference import write_reference_dataset
+from extraction.remarks import remark_images, remark_texts, tell_remarks
 from extraction.stage import WHOLE, FileStage, ImageStage, Rows, ShardStage, Stage, Summary
 from extraction.words import ContextWords
 from utils import UserError, publishing, write_csv, write_json
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 class LabelledWork:
     """A data set's annotations, its shards (none for folders), and the contextual words.
 
-    name: what its features go by; limit: rows of each split, None: all; folder: of the features.
+    name: what its features go by; limit: rows of each split, None: all; folder: of the features;
+    pixels: see remark_images.
     """
 
     dataset: Dataset
@@ -47,13 +49,14 @@ class LabelledWork:
     shards: Mapping[str, Sequence[Path]]
     words: ContextWords
     folder: Path
+    pixels: str
 
     def plan(self, settings: Settings, encoder: Encoder) -> Job:
         """The job of a data set; no stages if it is finished."""
         manifest = describe(settings, encoder, "dataset", self.name, self.limit)
         manifest["sources"] = {a.path.name: a.sha256 for a in self.annotations.values()}
         manifest["sources"][self.words.path.name] = self.words.sha256
-        manifest["context_words"] = len(self.words.words)
+        manifest |= {"context_words": len(self.words.words), "pixels": self.pixels}
         path, parts = self.folder / "manifest.json", Parts(self.folder / ".parts")
         stages = self._stages(settings)
         if is_finished(path, manifest, settings.overwrite, settings.skip_bad):
@@ -67,7 +70,7 @@ class LabelledWork:
             stages=stages,
             identity=identify(settings, encoder),
             outputs=[self.folder / name for name in names],
-            finish=functools.partial(self._finish, parts, stages, manifest, encoder.dim),
+            finish=functools.partial(self._finish, parts, stages, manifest, encoder),
         )
 
     def query_stage(self, name: str, settings: Settings) -> tuple[ImageStage, dict[tuple, int]]:
@@ -77,15 +80,18 @@ class LabelledWork:
         items = zip(paths, stage.rows.item_of_row.tolist(), strict=True)
         return stage, {(path, WHOLE): item for path, item in items}
 
+    @functools.cached_property
+    def _texts(self) -> Rows:
+        query = self.annotations["query"]
+        return Rows.of(query.texts, query.path, query.lines)
+
     def _images(self, settings: Settings, split: str) -> ImageStage:
         of_files = not self.shards["query"]
         return self._files(settings, split) if of_files else self._shards(settings, split)
 
     def _stages(self, settings: Settings) -> list[Stage]:
-        query = self.annotations["query"]
-        texts = Rows.of(query.texts, query.path, query.lines)
-        fingerprint = {"annotation": query.sha256, "limit": self.limit}
-        plain, contextual = self.words.stages(texts, fingerprint, settings.part_rows)
+        fingerprint = {"annotation": self.annotations["query"].sha256, "limit": self.limit}
+        plain, contextual = self.words.stages(self._texts, fingerprint, settings.part_rows)
         images = [self._images(settings, split) for split in SPLITS]
         return [images[0], plain, contextual, images[1]]
 
@@ -96,7 +102,9 @@ class LabelledWork:
         return FileStage(
             rows=rows,
             units=cut_ranges(rows.count, settings.part_rows),
-            images=FileImages(functools.partial(find_image, self.dataset)),
+            images=FileImages(
+                functools.partial(find_image, self.dataset), viewed=self.pixels == "viewed"
+            ),
             # The files of a folder are too many to look at, so they are known by their place.
             **self._common(settings, split, f"folder {self.dataset.root.resolve()}"),
         )
@@ -119,14 +127,16 @@ class LabelledWork:
             units=units,
             samples=index_samples(labels, rows.item_of_row, spelling.of_sample),
             whole=self.limit is None,
+            viewed=self.pixels == "viewed",
             **common,
         )
 
     def _common(self, settings: Settings, split: str, source: str) -> dict:
         sha256 = self.annotations[split].sha256
+        fingerprint = {"annotation": sha256, "limit": self.limit, "source": source}
         return {
             "name": f"{split}_image",
-            "fingerprint": {"annotation": sha256, "limit": self.limit, "source": source},
+            "fingerprint": fingerprint | {"pixels": self.pixels},
             "dtype": settings.save_dtype if split == "database" else "float32",
         }
 
@@ -135,12 +145,16 @@ class LabelledWork:
         parts: Parts,
         stages: list[Stage],
         manifest: dict,
-        dim: int,
+        encoder: Encoder,
         summaries: dict[str, Summary],
     ) -> None:
         """Write the tables, the arrays and, last, the manifest."""
         kept = {split: summaries[f"{split}_image"] for split in SPLITS}
+        query = self.annotations["query"]
+        said = remark_texts(encoder, self._texts, self.words.words, query.image_paths)
         manifest = manifest | {
+            **remark_images(self.pixels, summaries),
+            "texts": {"query": said} if said else {},
             "counts": {split: int(kept[split].keep.sum()) for split in SPLITS},
             "skipped": [{"split": s, **entry} for s in SPLITS for entry in kept[s].skipped],
             "without_row": {split: kept[split].unmatched for split in SPLITS},
@@ -152,8 +166,9 @@ class LabelledWork:
                 write_csv(staging / f"{split}.csv", LABELS, chosen)
             for stage in stages:
                 keep = kept[stage.name.partition("_")[0]].keep
-                write_array(staging / f"{stage.name}.npy", stage, parts, dim, keep)
+                write_array(staging / f"{stage.name}.npy", stage, parts, encoder.dim, keep)
             write_json(staging / "manifest.json", manifest)
+        tell_remarks(manifest)
 
     def export(self) -> list[Path]:
         """Write the reference's pickles beside finished features."""
@@ -166,9 +181,10 @@ class LabelledWork:
 
 
 def read_labelled(
-    found: Found, source: str, words: ContextWords, limit: int | None, features: Path
+    found: Found, source: str, words: ContextWords, limit: int | None, features: Path, pixels: str
 ) -> LabelledWork:
-    """Read the annotations. source: "folder" or "wds"; features: the backbone's folder.
+    """Read the annotations. source: "folder" or "wds"; features: the backbone's folder; pixels: see
+    remark_images.
 
     Raises UserError if anything is missing or malformed.
     """
@@ -185,7 +201,7 @@ def read_labelled(
         name = f"{name}_first{limit}"
         annotations = _limit(annotations, limit)
     _check_instances(annotations)
-    return LabelledWork(dataset, name, limit, annotations, shards, words, features / name)
+    return LabelledWork(dataset, name, limit, annotations, shards, words, features / name, pixels)
 
 
 def _check_layout(dataset: Dataset, annotation: Annotation) -> None:

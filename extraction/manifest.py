@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from utils_features import Encoder
 
 # Settings of a finished run that a later one must share to count as the same.
-SETTLED = ("model", "precision", "save_dtype", "sources", "rows", "limit", "context_words")
+SETTLED = (
+    *("model", "pixels", "precision", "save_dtype", "sources", "rows", "limit"),
+    "context_words",
+)
+# What holds of manifests, and of unfinished runs, that do not say.
+UNSAID = {"pixels": "plain"}
 
 PACKAGES = ("torch", "open_clip_torch", "pillow", "torchvision", "numpy", "webdataset")
 
@@ -79,11 +84,13 @@ def is_finished(
         return False
     stored, manifest = read(path), json.loads(json.dumps(manifest))
     for key in SETTLED:
-        if manifest.get(key) != stored.get(key):
-            old, new = _narrow(stored.get(key), manifest.get(key))
+        old, new = (one.get(key, UNSAID.get(key)) for one in (stored, manifest))
+        if old != new:
+            old, new = _narrow(old, new)
+            keep = f"--{key} {old} keeps them, " if key in UNSAID else ""
             raise UserError(
                 f"{path} belongs to finished features with another {key} ({old}, now {new}); "
-                "--overwrite replaces them"
+                f"{keep}--overwrite replaces them"
             )
     skipped = stored.get("skipped") or []
     if skipped and not skip_bad:

@@ -51,7 +51,8 @@ class Part:
     """What a part file holds: features (k, D) of items ids (k,), and what went wrong.
 
     bad: (item, name, cause) of images that cannot be read. covered: rows whose sample was met in
-    the shards; unmatched: samples that belong to no row.
+    the shards; unmatched: samples that belong to no row. odd: (item, name, fact) of images that not
+    every program shows alike, a fact of utils_pixels.FACTS each.
     """
 
     ids: np.ndarray
@@ -59,6 +60,7 @@ class Part:
     bad: list[tuple[int, str, str]] = field(default_factory=list)
     covered: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     unmatched: int = 0
+    odd: list[tuple[int, str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Parts:
 
     def write(self, stage: Stage, name: str, part: Part) -> None:
         """Write one part, whole or not at all."""
-        notes = json.dumps({"bad": part.bad, "unmatched": part.unmatched})
+        notes = json.dumps({"bad": part.bad, "unmatched": part.unmatched, "odd": part.odd})
         with (
             atomic_path(self._of(stage) / f"{name}.npz") as temporary,
             open(temporary, "wb") as file,
@@ -113,7 +115,7 @@ class Parts:
                     notes = json.loads(str(content["notes"]))
                     values = content["features"] if features else np.empty(0)
                     part = Part(content["ids"], values, notes["bad"], content["covered"])
-                    part.unmatched = notes["unmatched"]
+                    part.unmatched, part.odd = notes["unmatched"], notes.get("odd", [])
             except OSError:
                 raise
             except Exception as error:  # a disk that lost bytes: zip, header and JSON errors

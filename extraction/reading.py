@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from extraction.warned import named_warnings
 from utils import UserError, open_regular
 from utils_datasets import IMAGE_SUFFIXES
-from utils_features import BadImage, decode_image
+from utils_pixels import BadImage, decode_image, read_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,7 +42,7 @@ class Chunk:
     where there is no shared memory for a tensor.
 
     batch: the number of their batch in the unit; full: that batch ends here; last: the unit does.
-    covered, unmatched: see Part. error: a reason to stop.
+    odd, covered, unmatched: see Part. error: a reason to stop.
     """
 
     unit: Unit
@@ -51,6 +51,7 @@ class Chunk:
     names: list[str] = field(default_factory=list)
     images: torch.Tensor | np.ndarray | list[torch.Tensor] | None = None
     bad: list[tuple[int, str, str]] = field(default_factory=list)
+    odd: list[tuple[int, str, str]] = field(default_factory=list)
     full: bool = False
     last: bool = False
     covered: list[int] = field(default_factory=list)
@@ -58,10 +59,11 @@ class Chunk:
     error: str | None = None
 
     def add(self, item: int, name: str, read: Callable, preprocess: Callable) -> None:
-        """Read and preprocess one image, or note why it cannot be."""
+        """Read and preprocess one image, or note why it cannot be. read: see read_pixels."""
         try:
             with named_warnings(name):
-                image = preprocess(read())
+                image, facts = read()
+                image = preprocess(image)
         except FileNotFoundError:
             self.bad.append((item, name, "no such file"))
         except BadImage as error:
@@ -71,6 +73,7 @@ class Chunk:
         else:
             self.ids.append(item)
             self.names.append(name)
+            self.odd += [(item, name, fact) for fact in facts]
             self.images = [*(self.images or []), image]
 
     def close(self) -> Chunk:
@@ -187,18 +190,19 @@ def _kill_workers() -> None:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Opens images that lie in files. locate: the file of a path; own_mode: see decode_image."""
+    """Opens images that lie in files. locate: the file of a path; the rest: see read_pixels."""
 
     locate: Callable[[str], Path]
     own_mode: bool = False
+    viewed: bool = False
 
-    def open(self, path: str, box: np.ndarray | None) -> Image:
-        """An image, or what a box shows of it."""
-        return self.decode(self.locate(path), box)
+    def open(self, path: str, box: np.ndarray | None) -> tuple[Image, tuple[str, ...]]:
+        """An image, or what a box shows of it, and what sets it apart."""
+        return read_pixels(self.locate(path), box, self.own_mode, self.viewed)
 
     def decode(self, source: Path | bytes, box: np.ndarray | None = None) -> Image:
         """An image of a file or of its bytes, as all others are seen."""
-        return decode_image(source, box, self.own_mode)
+        return decode_image(source, box, self.own_mode, self.viewed)
 
 
 class FileChunks:
@@ -380,7 +384,7 @@ class ShardChunks(IterableDataset):
     """Reads shards, each worker a unit of its own.
 
     A unit's distinct images are numbered as they come and cut into batches; those in `done`
-    (unit name -> batch numbers) are passed over undecoded.
+    (unit name -> batch numbers) are passed over undecoded. viewed: see read_pixels.
     """
 
     def __init__(
@@ -390,9 +394,10 @@ class ShardChunks(IterableDataset):
         preprocess: Callable,
         batch: int,
         done: dict[str, set[int]],
+        viewed: bool = False,
     ):
         self.units, self.samples, self.preprocess = units, samples, preprocess
-        self.batch, self.done = batch, done
+        self.batch, self.done, self.viewed = batch, done, viewed
 
     def __iter__(self) -> Iterator[Chunk]:
         worker = torch.utils.data.get_worker_info()
@@ -415,7 +420,8 @@ class ShardChunks(IterableDataset):
             seen.add(item)
             if chunk.batch not in done:
                 name = self.samples.name(sample)
-                chunk.add(item, name, partial(decode_image, sample.data), self.preprocess)
+                read = partial(read_pixels, sample.data, viewed=self.viewed)
+                chunk.add(item, name, read, self.preprocess)
             chunk.full = len(seen) % self.batch == 0
             if chunk.batch in done:
                 chunk.full = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +44,27 @@ class Summary:
     table of rows, the images that have).
 
     skipped: {"row" (line of the table), "image_path", "cause"} of the others; unmatched: samples
-    of no row.
+    of no row; odd: see count_odd.
     """
 
     keep: np.ndarray
     skipped: list[dict]
     unmatched: int = 0
+    odd: list[dict] = field(default_factory=list)
+
+
+def count_odd(odd: Iterable[tuple[int, str, str]]) -> list[dict]:
+    """{"fact", "images" (how many have it), "first" (of them)}, a fact of utils_pixels each.
+
+    odd: as parts hold it.
+    """
+    names: dict[str, dict[str, int]] = {}
+    for item, name, fact in odd:
+        names.setdefault(fact, {}).setdefault(name, item)
+    return [
+        {"fact": fact, "images": len(own), "first": min(own, key=own.get)}
+        for fact, own in sorted(names.items())
+    ]
 
 
 @dataclass(frozen=True)
@@ -79,10 +94,13 @@ class Rows:
         """How many distinct items there are."""
         return len(self.items)
 
+    def line(self, item: int) -> int:
+        """The line at which an item stands first."""
+        return int(self.lines[int(np.flatnonzero(self.item_of_row == item)[0])])
+
     def place(self, item: int) -> str:
         """Where an item stands first, for a message."""
-        row = int(np.flatnonzero(self.item_of_row == item)[0])
-        return f" ({self.table}, row {self.lines[row]})"
+        return f" ({self.table}, row {self.line(item)})"
 
     def sum_up(self, parts: Iterable[Part], covered: np.ndarray, skip_bad: bool) -> Summary:
         """What a finished stage's parts say. covered: bool (rows,), rows sure of their image.
@@ -91,8 +109,9 @@ class Rows:
         """
         good, covered = np.zeros(len(self.items), bool), covered.copy()
         causes: dict[int, str] = {}
-        unmatched = 0
+        unmatched, odd = 0, []
         for part in parts:
+            odd += part.odd
             good[part.ids] = True
             covered[part.covered] = True
             causes |= {item: cause for item, _, cause in part.bad}
@@ -112,7 +131,7 @@ class Rows:
             )
         if not keep.any():
             raise UserError(f"{self.table}: none of its images can be read")
-        return Summary(keep, skipped, unmatched)
+        return Summary(keep, skipped, unmatched, count_odd(odd))
 
     def _refuse_uncovered(self, uncovered: np.ndarray) -> None:
         row = int(uncovered[0])
@@ -139,9 +158,10 @@ class NoRows:
 
     def sum_up(self, parts: Iterable[Part], covered: np.ndarray, skip_bad: bool) -> Summary:
         """What a finished stage's parts say. Raises UserError as Rows.sum_up does."""
-        bad, count = [], 0
+        bad, odd, count = [], [], 0
         for part in parts:
             bad += part.bad
+            odd += part.odd
             count += len(part.ids)
         if bad and not skip_bad:
             _, name, cause = bad[0]
@@ -150,7 +170,7 @@ class NoRows:
                 "with --on_bad_image skip"
             )
         skipped = [{"row": None, "image_path": name, "cause": cause} for _, name, cause in bad]
-        return Summary(np.ones(count, bool), skipped)
+        return Summary(np.ones(count, bool), skipped, odd=count_odd(odd))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -220,16 +240,20 @@ class ShardStage(ImageStage):
     """Images in shards: a part for each batch of a unit, the last one completes it.
 
     samples: says which item a sample shows. whole: False if the rows are not all there are
-    (--limit): then the rest of the shards is not read once every row has its sample.
+    (--limit): then the rest of the shards is not read once every row has its sample. viewed: see
+    read_pixels.
     """
 
     samples: SampleIndex | EverySample
     whole: bool = True
+    viewed: bool = False
 
     def encode(self, units: list[Unit], run: Run) -> None:
         workers = min(run.settings.workers, len(units))
         done = self._batches_done(run.parts)
-        dataset = ShardChunks(units, self.samples, run.encoder.preprocess, run.settings.batch, done)
+        dataset = ShardChunks(
+            units, self.samples, run.encoder.preprocess, run.settings.batch, done, self.viewed
+        )
         chunks = load_chunks(dataset, workers, run.settings.patience)
         batches, covered = ImageBatches(self, run), np.zeros(len(self.rows), bool)
         for chunk in batches.encode(chunks, self._count(units)):

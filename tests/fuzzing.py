@@ -18,9 +18,9 @@ from extraction_world import add_member, draw_image, encode_jpeg
 from extraction.reading import read_samples
 from utils import UserError, read_json
 from utils_assets import load_mean, mean_path
-from utils_features import BadImage, decode_image
 from utils_model_files import check_config
 from utils_pickles import load_pickle, read_array, read_labels, read_rows
+from utils_pixels import BadImage, decode_image
 from utils_storage import MappedRows
 
 

@@ -39,6 +39,7 @@ from extraction.reading import FileImages, index_samples
 from extraction.stage import FileStage, Rows, Stage
 from utils import UserError, held, locked
 from utils_features import Preprocess, load_encoder
+from utils_pixels import decode_image
 from utils_ranks import Ranks, find_ranks
 
 SMALL_PARTS = ("--part_rows", "8")
@@ -279,11 +280,12 @@ def wild(tmp_path) -> tuple[Path, list[str], list[str]]:
     return tmp_path, good, bad
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_bad_images_are_left_out(wild, small_clip, monkeypatch, capsys, workers):
+@pytest.mark.parametrize(("workers", "pixels"), [("0", "plain"), ("2", "viewed")])
+def test_bad_images_are_left_out(wild, small_clip, monkeypatch, capsys, workers, pixels):
     world, good, bad = wild
     monkeypatch.chdir(world)
     flags = ("--workers", workers, "--on_bad_image", "skip", "--part_rows", "4")
+    flags += ("--pixels", "plain") if pixels == "plain" else ()  # of one's own, viewed is usual
     main(*flags, clip=small_clip, dataset="wild")
     folder = output_folder(world, small_clip, "features", "wild")
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -301,13 +303,28 @@ def test_bad_images_are_left_out(wild, small_clip, monkeypatch, capsys, workers)
     assert features.shape == (len(good), 48)
     encoder = load_encoder(f"local-dir:{small_clip}", torch.device("cpu"))
     for name, row in zip(good, features, strict=True):
-        with Image.open(world / "data" / "wild" / "database" / name) as image:
-            pixels = encoder.preprocess(image.convert("RGB"))
-        expected = encoder.encode_images(pixels[None]).numpy()[0]
+        path = world / "data" / "wild" / "database" / name
+        image = decode_image(path, viewed=True) if pixels == "viewed" else Image.open(path)
+        tensor = encoder.preprocess(image.convert("RGB"))
+        expected = encoder.encode_images(tensor[None]).numpy()[0]
         np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-5)
     printed = capsys.readouterr().out
     for entry in skipped:
         assert f"{entry['image_path']}: {entry['cause']}" in printed
+    assert manifest["pixels"] == pixels
+    odd = {entry["fact"]: (entry["images"], entry["first"]) for entry in manifest["odd_images"]}
+    assert odd == {
+        "16-bit grey, integers or floats": (1, "database/grey 16.png"),
+        "an EXIF orientation": (1, "database/turned.jpg"),
+        "several frames": (2, "database/moving.gif"),
+    }
+    ways = {
+        "viewed": "'database/turned.jpg'; encoded as a viewer shows it",
+        "plain": "'database/turned.jpg'; encoded as usual, which is not what a viewer shows",
+    }
+    assert f"database_image: 1 image with an EXIF orientation, the first {ways[pixels]}" in printed
+    assert "2 images with several frames, the first 'database/moving.gif'; the first" in printed
+    assert "an EXIF orientation" in manifest["encoded"]
 
 
 def test_bad_image_stops_and_continues(wild, small_clip, monkeypatch):

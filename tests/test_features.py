@@ -22,14 +22,13 @@ import utils_features
 from utils import UserError
 from utils_backbones import BACKBONES, backbone_folder
 from utils_features import (
-    BadImage,
     Encoder,
-    decode_image,
     find_backbone,
     list_backbones,
     load_encoder,
     make_preprocess,
 )
+from utils_pixels import BadImage, decode_image
 from utils_text_tower import find_causal_tower
 
 CPU = torch.device("cpu")

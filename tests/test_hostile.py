@@ -22,8 +22,9 @@ from PIL import Image
 from extraction.parts import Unit
 from extraction.reading import Chunk, read_samples
 from utils import UserError
-from utils_features import BadImage, decode_image, load_encoder
+from utils_features import load_encoder
 from utils_model_files import check_config
+from utils_pixels import BadImage, decode_image
 
 CPU = torch.device("cpu")
 
@@ -232,9 +233,9 @@ def test_an_image_that_is_no_file(tmp_path):
 
 
 def test_warnings_name_the_image(capsys):
-    def read() -> Image.Image:
+    def read() -> tuple[Image.Image, tuple[str, ...]]:
         warnings.warn("odd\npalette", stacklevel=1)
-        return draw_image(1)
+        return draw_image(1), ()
 
     chunk = Chunk(Unit("0"))
     chunk.add(0, "a\nb.png", read, lambda image: torch.zeros(3, *image.size))

@@ -31,7 +31,8 @@ FLOORS = (
     (
         *("utils_backbones", "utils_captions", "utils_datasets", "utils_features"),
         *("utils_inputs", "utils_metrics", "utils_model_files", "utils_pickles"),
-        *("utils_ranks", "utils_records", "utils_retrieval", "utils_task", "utils_text_tower"),
+        *("utils_pixels", "utils_ranks", "utils_records", "utils_retrieval", "utils_task"),
+        "utils_text_tower",
     ),
     ("utils", "utils_startup"),
 )

@@ -18,7 +18,8 @@ from semantic_world import GOLDEN, needs_golden, unit
 
 import create_features
 from utils import UserError
-from utils_features import crop_box, decode_image, load_encoder
+from utils_features import load_encoder
+from utils_pixels import crop_box, decode_image
 from utils_storage import Features, load_features
 from utils_task import NO_SET, first_rows
 
