@@ -30,7 +30,7 @@ from utils import (
     require_writable,
     run_command,
 )
-from utils_backbones import Places, backbone_entry, backbone_folder, name_backbone
+from utils_backbones import Places, backbone_entry, backbone_folder, name_backbone, own_data
 from utils_inputs import AskedTexts, Options
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, flag.default)
     args.backbone = name_backbone(args.backbone, args.preprocess)
-    args.corpora_dir = args.corpora_dir or Path(backbone_entry(args.backbone).corpora_dir)
+    corpora_dir = own_data(Path(backbone_entry(args.backbone).corpora_dir))
+    args.corpora_dir = args.corpora_dir or corpora_dir
     return args
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import difflib
 import errno
 import hashlib
 import io
@@ -47,6 +48,9 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     status 2. Nothing is said where nobody reads on (a broken pipe): the status is 141, as a shell
     gives it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console that lacks a character gets its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv[1:])
         if sys.stdout is not None:  # closed by whoever started this
@@ -86,10 +90,33 @@ def say(text: str, error: bool = False) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is a UserError: one line, without the usage."""
+    """A parser with --version, whose complaint is a UserError: one line, without the usage."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        text = "print the version of the toolkit and stop"
+        self.add_argument("--version", action=ShowVersion, nargs=0, help=text)
 
     def error(self, message: str):
-        raise UserError(f"{message} (--help lists all flags)")
+        raise UserError(f"{message}{self._guess(message)} (--help lists all flags)")
+
+    def _guess(self, message: str) -> str:
+        """What may have been meant by a flag that there is none of, or by a wrong choice."""
+        wrong = re.search(r"unrecognized arguments: (-\S+)", message)
+        known = list(self._option_string_actions)
+        if wrong is None:
+            wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+            known = re.findall(r"[^\s,']+", wrong[2]) if wrong else []
+        close = difflib.get_close_matches(wrong[1].partition("=")[0], known, 1) if wrong else []
+        return f"; did you mean {close[0]}?" if close else ""
+
+
+class ShowVersion(argparse.Action):
+    """Prints the version, which takes a call of git, and ends."""
+
+    def __call__(self, *_: object) -> None:
+        print(code_version() or "unknown")
+        sys.exit(0)
 
 
 def add_flag(parser: argparse._ActionsContainer, name: str, **options) -> None:

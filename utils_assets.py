@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils import UserError
-from utils_backbones import Places, backbone_entry, backbone_folder
+from utils_backbones import (
+    BACKBONES,
+    Backbone,
+    Places,
+    backbone_entry,
+    backbone_folder,
+    own_data,
+)
 from utils_evaluation import unit_features
 from utils_pickles import (
     load_pickle,
@@ -23,7 +30,7 @@ from utils_pickles import (
     two_dimensional,
 )
 from utils_records import check_manifest, read_manifest
-from utils_retrieval import Assets
+from utils_retrieval import Assets, Needs
 from utils_storage import Features, features_folder, read_csv_columns
 from utils_texts import open_texts
 
@@ -108,14 +115,15 @@ def load_mean(data_dir: str | Path, backbone: str) -> StoredAsset:
     """The image mean of a backbone, array "mean" (1, D). Raises UserError if there is none."""
     native = mean_path(data_dir, backbone)
     reference = Path(data_dir) / "laion_mean" / f"laion_1m_mean_{_short_name(backbone)}.pkl"
+    native, reference = own_data(native), own_data(reference)
     if native.exists():
         return _load_npz(native, ["mean"])
     if reference.exists():
         mean = read_rows(load_pickle(reference), "laion_1m_mean", reference)
         return StoredAsset({"mean": mean}, reference, None)
     raise UserError(
-        f"no image mean for {backbone}: neither {native} nor {reference}; fetch it with "
-        "python3 data/download.py laion_mean, or make one of your own images with "
+        f"no image mean for {backbone}: neither {native} nor {reference}; "
+        f"{_fetch(backbone, 'laion_mean')}make one of your own images: "
         f"python3 create_features.py --dataset mean --backbone {backbone} --images PATH"
     )
 
@@ -127,6 +135,7 @@ def load_synthetic(synthetic_dir: str | Path | None, backbone: str) -> StoredAss
     """
     native = synthetic_path(synthetic_dir, backbone)
     reference = native.with_name(f"dataset_1_sd_{_short_name(backbone)}.pkl.npy")
+    native, reference = own_data(native), own_data(reference)
     names = ["image_features", "text_features"]
     if native.exists():
         return _load_npz(native, names)
@@ -134,10 +143,17 @@ def load_synthetic(synthetic_dir: str | Path | None, backbone: str) -> StoredAss
         content = load_pickle(reference)
         return StoredAsset({n: read_rows(content, n, reference) for n in names}, reference, None)
     raise UserError(
-        f"no normalisation features for {backbone}: neither {native} nor {reference}; fetch them "
-        "with python3 data/download.py synthetic_data, or make your own with python3 "
+        f"no normalisation features for {backbone}: neither {native} nor {reference}; "
+        f"{_fetch(backbone, 'synthetic_data')}make your own: python3 "
         f"create_features.py --dataset synthetic --backbone {backbone} --images DIR --captions FILE"
     )
+
+
+def _fetch(backbone: str, target: str) -> str:
+    """What to do for assets of the published backbones, which alone can be fetched."""
+    if not BACKBONES.get(backbone, Backbone("")).is_published:
+        return ""
+    return f"fetch it with python3 data/download.py {target}, or "
 
 
 def _load_npz(path: Path, names: list[str]) -> StoredAsset:
@@ -202,12 +218,7 @@ def load_assets(
     rows = {name: 0 for need in needs for name in need.corpora}
     for name in rows:
         rows[name] = max(need.corpora.get(name, 0) for need in needs)
-    corpora = {n: load_corpus(places.features, features.backbone, n) for n in sorted(rows)}
-    mean = synthetic = None
-    if any(need.image_mean for need in needs):
-        mean = load_mean(places.data, features.backbone)
-    if any(need.synthetic for need in needs):
-        synthetic = load_synthetic(places.synthetic, features.backbone)
+    corpora, mean, synthetic = _load_stored(places, features.backbone, needs)
     check_same_model(features, [a for a in (*corpora.values(), mean, synthetic) if a])
     for name, fewest in rows.items():
         found = len(corpora[name].arrays["feats"])
@@ -245,16 +256,38 @@ def _check_mean(mean: StoredAsset) -> None:
         raise UserError(f"{mean.source}: the mean is not finite; make it again")
 
 
+def _load_stored(
+    places: Places, backbone: str, needs: Sequence[Needs]
+) -> tuple[dict[str, StoredAsset], StoredAsset | None, StoredAsset | None]:
+    """The corpora by name, the image mean and the normalisation features that are needed.
+
+    Raises UserError, a line on all that are missing.
+    """
+    problems: list[str] = []
+
+    def load(read: Callable[..., StoredAsset], *given: object) -> StoredAsset | None:
+        try:
+            return read(*given)
+        except UserError as error:
+            problems.append(str(error))
+            return None
+
+    names = sorted({name for need in needs for name in need.corpora})
+    corpora = {name: load(load_corpus, places.features, backbone, name) for name in names}
+    mean = synthetic = None
+    if any(need.image_mean for need in needs):
+        mean = load(load_mean, places.data, backbone)
+    if any(need.synthetic for need in needs):
+        synthetic = load(load_synthetic, places.synthetic, backbone)
+    if problems:
+        raise UserError("; ".join(problems))
+    return corpora, mean, synthetic
+
+
 def missing_asset(places: Places, features: Features, run: Run) -> str | None:
-    """Why an asset that a run needs cannot be had, None where all can."""
-    need = run.method.needs([run.parameters])
+    """Why assets that a run needs cannot be had, None where all can."""
     try:
-        for name in need.corpora:
-            load_corpus(places.features, features.backbone, name)
-        if need.image_mean:
-            load_mean(places.data, features.backbone)
-        if need.synthetic:
-            load_synthetic(places.synthetic, features.backbone)
+        _load_stored(places, features.backbone, [run.method.needs([run.parameters])])
     except UserError as error:
         return str(error)
     return None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils import UserError, file_safe
 
+ROOT = Path(__file__).resolve().parent  # of the toolkit
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
 DEFAULT_BACKBONE = "clip"
@@ -25,7 +26,7 @@ class Backbone:
 
     model, pretrained: what open_clip.create_model_and_transforms is asked for.
     corpora_dir: default of --corpora_dir; mean_dir: under --data_dir; synthetic_dir: default of
-    --path_to_synthetic_data.
+    --path_to_synthetic_data. is_published: data/download.py fetches its assets.
     """
 
     model: str
@@ -33,11 +34,12 @@ class Backbone:
     corpora_dir: str = "corpora"
     mean_dir: str = "laion_mean"
     synthetic_dir: str = "synthetic_data"
+    is_published: bool = False
 
 
 BACKBONES = {
-    "clip": Backbone("ViT-L-14-quickgelu", "openai"),
-    "siglip": Backbone("hf-hub:timm/ViT-L-16-SigLIP-256"),
+    "clip": Backbone("ViT-L-14-quickgelu", "openai", is_published=True),
+    "siglip": Backbone("hf-hub:timm/ViT-L-16-SigLIP-256", is_published=True),
     "tiny": Backbone(
         "local-dir:data/tiny/clip",
         corpora_dir="data/tiny/corpora",
@@ -63,6 +65,11 @@ def name_backbone(backbone: str, preprocess: str | None) -> str:
 def split_backbone(backbone: str) -> tuple[str, bool]:
     """A backbone without its preprocessing, and whether that is TargetPad."""
     return backbone.removesuffix(PADDED), backbone.endswith(PADDED)
+
+
+def own_data(path: Path) -> Path:
+    """A path to read, or where nothing is there, that of the toolkit's own data of this name."""
+    return ROOT / path if not path.exists() and (ROOT / path).exists() else path
 
 
 def backbone_entry(backbone: str) -> Backbone:

@@ -24,8 +24,25 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 IMAGE_FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF, MPO or PPM"
 
+SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")  # of a file
+
 # Folder names that features/{backbone}/ needs for itself.
 RESERVED_NAMES = ("corpus", "mean", "synthetic", "texts")
+
+
+def is_header(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first of two rows that begin with an image's path is a header, by its shape.
+
+    It names no file, but the second does; a single row is none.
+    """
+    first, second = ([*rows, [], []][number][:1] or [""] for number in (0, 1))
+    is_path = bool(SUFFIX.search(first[0].strip()) or re.search(r"[/\\]", first[0]))
+    return not is_path and bool(SUFFIX.search(second[0].strip()))
+
+
+def slashed(path: str) -> str:
+    """A path with slashes, also where Windows has written it."""
+    return path.replace("\\", "/")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from utils import UserError
-from utils_backbones import BACKBONES, HF_HUB, LOCAL_DIR, PRECISIONS, Backbone, split_backbone
+from utils_backbones import (
+    BACKBONES,
+    HF_HUB,
+    LOCAL_DIR,
+    PRECISIONS,
+    Backbone,
+    own_data,
+    split_backbone,
+)
 from utils_model_files import CONFIG_FILE, check_model_files, without_remote_code
 from utils_text_tower import (
     CausalTextTower,
@@ -37,6 +45,7 @@ from utils_text_tower import (
 if TYPE_CHECKING:
     import torch
 
+WEIGHT_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")  # as people name them
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 
 # Images whose pixels a CPU normalises together: a few MB.
@@ -71,7 +80,11 @@ def find_backbone(backbone: str) -> Backbone:
     Raises UserError if open_clip has no such model or weights, naming what it has.
     """
     if backbone in BACKBONES:
-        return BACKBONES[backbone]
+        entry = BACKBONES[backbone]
+        if not entry.model.startswith(LOCAL_DIR):
+            return entry
+        folder = own_data(Path(entry.model.removeprefix(LOCAL_DIR)))
+        return replace(entry, model=f"{LOCAL_DIR}{folder}")
     if backbone.startswith((HF_HUB, LOCAL_DIR)):
         return Backbone(backbone)
     model, tag = _split_spec(backbone)
@@ -86,6 +99,13 @@ def _split_spec(spec: str) -> tuple[str, str | None]:
     models = open_clip.list_models()
     if spec.replace("/", "-") in models:
         return spec.replace("/", "-"), None
+    if spec.endswith(WEIGHT_FILES):
+        raise UserError(
+            f"--backbone {spec}: weights alone do not say which model they are of; put them as "
+            "open_clip_model.safetensors or open_clip_pytorch_model.bin into a folder of their "
+            'own, beside open_clip_config.json ({"model_cfg": what open_clip.get_model_config('
+            'NAME) gives, "preprocess_cfg": {}}), and give --backbone local-dir:FOLDER'
+        )
     model, _, tag = spec.rpartition("/")
     model = model.replace("/", "-")
     if model in models:

@@ -128,6 +128,17 @@ def refuse_clashes(task: Task, runs: Sequence[Run]) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
+def describe_odd(task: Task, manifest: dict[str, Any] | None) -> list[str]:
+    """A line on each thing of a task and its features that may not be meant."""
+    return [
+        *describe_unranked(task),
+        *describe_near_texts(task),
+        *describe_left_out(manifest),
+        *describe_repeated(manifest),
+        *describe_texts(manifest),
+    ]
+
+
 def describe_unranked(task: Task) -> list[str]:
     """The line on gallery rows that no query ranks, if there are any that the protocol ranks."""
     if task.spares_rows or (task.pool == NO_SET).any():
@@ -172,7 +183,10 @@ def describe_near_texts(task: Task) -> list[str]:
         forms[pool] = {loose_form(notes[row]): row for row in reversed(rows)}
     asked = [(query, loose_form(task.queries.text[query])) for query in lost.tolist()]
     rows = [(query, forms[int(task.pool[query])].get(form)) for query, form in asked]
-    near = [(query, row) for query, row in rows if row is not None]
+    texts = (
+        task.queries.text
+    )  # an equal one, whose row --exclude_query_image leaves out, is not near
+    near = [(query, row) for query, row in rows if row is not None and notes[row] != texts[query]]
     if not near:
         return []
     query, row = near[0]
@@ -217,6 +231,18 @@ def describe_texts(manifest: dict[str, Any] | None) -> list[str]:
                 f"cut to, and encoded alike; the first, rows {rows[0]} and {rows[1]}"
             )
     return lines
+
+
+def describe_repeated(manifest: dict[str, Any] | None) -> list[str]:
+    """The line on gallery rows that list an image again, if there are any."""
+    found = (manifest or {}).get("repeated")
+    if not found:
+        return []
+    return [
+        f"warning: {found['count']} gallery rows list an image that their instance has already, "
+        f"and count twice; the first, row {found['row']}: {found['first']!r}, that of row "
+        f"{found['of']}"
+    ]
 
 
 def describe_left_out(manifest: dict[str, Any] | None) -> list[str]:

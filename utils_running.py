@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import UserError, code_version, say, select_device, sha256_file
+from utils import UserError, code_version, say, select_device
 from utils_backbones import Places
 from utils_plans import Output, Plan
 from utils_ranks import device_index
@@ -56,18 +55,16 @@ def run_plan(
 
             from utils_assets import load_assets
             from utils_evaluation import evaluate
+            from utils_labels import with_current_labels
             from utils_protocol import (
                 apply_protocol,
-                describe_left_out,
-                describe_near_texts,
-                describe_texts,
-                describe_unranked,
+                describe_odd,
                 left_out,
                 refuse_clashes,
             )
 
     features = loaded() if loaded else plan.read_features(places, dataset)
-    check_folder(dataset, features)
+    features, news = with_current_labels(features, dataset, places.data)
     features = replace(features, task=apply_protocol(features.task, protocol))
     plan, features = plan.ready(features, places)
     refuse_clashes(features.task, plan.runs)
@@ -106,7 +103,7 @@ def run_plan(
         "ties": ties,
         "gallery": "all" if protocol.whole_gallery else "",
         "left_out": left_out(features.manifest),
-        "notes": "; ".join(features.task.notes),
+        "notes": "; ".join((*features.task.notes, *news)),
         "features": manifest_hash(features),
         "version": code_version() or "unknown",
         **(added.facts if added else {}),
@@ -114,12 +111,7 @@ def run_plan(
     if output.page:
         output = replace(output, page=partial(output.page, about=_about(features, facts)))
     plan.write([found[run] for run in plan.runs], facts, output)
-    for line in (
-        *describe_unranked(features.task),
-        *describe_near_texts(features.task),
-        *describe_left_out(features.manifest),
-        *describe_texts(features.manifest),
-    ):
+    for line in (*news, *describe_odd(features.task, features.manifest)):
         say(line, error=True)
 
 
@@ -169,19 +161,6 @@ def _rankings(task: Task, top_k: int, output: Output) -> dict[str, int]:
     for submission in task.submitted:
         tops[submission.view] = max(submission.k, tops.get(submission.view, 0))
     return tops
-
-
-def check_folder(dataset: str, features: Features) -> None:
-    """Raise UserError if a data set is given by its folder, and the features are of another."""
-    sources = (features.manifest or {}).get("sources") or {}
-    for name, digest in sources.items() if os.sep in dataset else ():
-        places = (Path(dataset, name), Path(dataset, "annotations", name))
-        found = [path for path in places if path.is_file()]
-        if found and digest not in map(sha256_file, found):
-            raise UserError(
-                f"{features.source} is of another {name} than {found[0]}; extract the features of "
-                "this folder, or name another --features_dir"
-            )
 
 
 def page_writer(places: Places, dataset: str, top_k: int) -> Callable:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils import UserError, last_part, say
+from utils_backbones import own_data
 from utils_datasets import RESERVED_NAMES, Dataset, ImageStore
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def find_dataset(dataset: str, data_dir: Path) -> Found:
     """
     published = list_benchmarks().get(dataset)
     if published:
-        root = find_folder(data_dir, published.folder.get(dataset, dataset))
+        root = own_data(find_folder(data_dir, published.folder.get(dataset, dataset)))
         if root.is_dir():
             return Found(dataset, root, published, published.tasks[dataset])
     for root in (data_dir / dataset, Path(dataset)) if dataset else ():

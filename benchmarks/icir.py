@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import Benchmark
 from utils import UserError, last_part, read_csv, sha256_file
-from utils_datasets import SPLITS, Dataset, find_image
+from utils_datasets import SPLITS, Dataset, find_image, is_header, slashed
 from utils_startup import Late
 from utils_task import NO_SET, Column, Group, Images, QueryTable, RowSets, Task, View
 
@@ -92,7 +92,13 @@ def read_annotation(root: Path, split: str, source: str) -> Annotation:
         rows.append(row)
     if not rows:
         raise UserError(f"{path} is empty: rows {','.join(LABELS)} are expected")
+    if is_header(rows[:2]):
+        raise UserError(
+            f"{path}, row {lines[0]}: {','.join(rows[0])!r} names no image: the file takes no "
+            "header line; remove it"
+        )
     image_paths, texts, instances = (list(column) for column in zip(*rows, strict=True))
+    image_paths = [slashed(path) for path in image_paths]
     return Annotation(split, path, sha256_file(path), image_paths, texts, instances, lines)
 
 

@@ -87,7 +87,7 @@ def flags_table(program: str) -> str:
 
 
 def _is_shown(action: argparse.Action) -> bool:
-    return action.dest not in ("help", *list_flags())
+    return action.dest not in ("help", "version", *list_flags())
 
 
 def _flag_row(action: argparse.Action) -> tuple[str, str, str]:

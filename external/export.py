@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from external.ids import gallery_ids, query_ids
@@ -28,17 +30,19 @@ def write_export(folder: Path, evaluation: Evaluation, kind: str) -> list[Path]:
     trec: run.trec with scores that fall strictly (the number of rows behind, so that no tie rule of
     an evaluator matters), qrels.txt, ids.csv, and no_positives.txt where queries have none, which
     qrels cannot say. ranx: run.json and qrels.json. csv: run.csv with the method's own scores.
-    Rows that are not ranked are left out.
+    Rows that are not ranked are left out; an image that a query's gallery lists twice, with one
+    text, is listed once.
     """
+    same = _same_images(evaluation.task)
     if kind == "csv":
         columns = ["query_id", "gallery_id", "score"]
-        write_csv(folder / "run.csv", columns, _scored(evaluation))
+        write_csv(folder / "run.csv", columns, _scored(evaluation, same))
         return [folder / "run.csv"]
     if evaluation.task.views[evaluation.task.main_view].positives is None:
         raise UserError(f"--export {kind}: the ground truth of {evaluation.task.name} is hidden")
     written = [_write_ids(folder, evaluation)]
-    ranked = [list(_ranked(evaluation, query)) for query in range(len(evaluation.task.queries))]
-    positives = [rows.tolist() for rows in evaluation.positive_rows]
+    ranked = [list(_ranked(evaluation, q, same)) for q in range(len(evaluation.task.queries))]
+    positives = [once(rows.tolist(), same) for rows in evaluation.positive_rows]
     if kind == "ranx":
         run = {f"q{q:06d}": dict(own) for q, own in enumerate(ranked)}
         qrels = {
@@ -65,26 +69,50 @@ def write_export(folder: Path, evaluation: Evaluation, kind: str) -> list[Path]:
     return written
 
 
+def _same_images(task: Task) -> dict[int, tuple[str, str]]:
+    """What the gallery rows show whose image (and text) stands in another row too."""
+    notes = task.gallery.note or [""] * len(task.gallery)
+    shown = [
+        (posixpath.normpath(path), note)
+        for path, note in zip(task.gallery.path, notes, strict=True)
+    ]
+    count = Counter(shown)
+    return {row: own for row, own in enumerate(shown) if count[own] > 1}
+
+
+def once(rows: Sequence[int], same: Mapping[int, tuple[str, str]]) -> list[int]:
+    """Rows without those that show what an earlier one does; of alike ones the lowest stands."""
+    lowest: dict[tuple[str, str] | int, int] = {}
+    for row in rows:
+        shown = same.get(row, row)
+        lowest[shown] = min(row, lowest.get(shown, row))
+    return list(lowest.values())
+
+
 def _row_id(row: int) -> str:
     return f"d{row:07d}"
 
 
-def _ranked(evaluation: Evaluation, query: int) -> Iterator[tuple[str, int]]:
+def _ranked(
+    evaluation: Evaluation, query: int, same: Mapping[int, tuple[str, str]]
+) -> Iterator[tuple[str, int]]:
     """Ids of a query's rows, best first, each with the number of ranked rows behind it."""
     rows = evaluation.main.top_rows[query]
     ranked = int(evaluation.main.positives.ranked[query])
-    for rank, row in enumerate(rows[rows >= 0].tolist(), 1):
+    for rank, row in enumerate(once(rows[rows >= 0].tolist(), same), 1):
         yield _row_id(row), ranked - rank
 
 
-def _scored(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:
+def _scored(
+    evaluation: Evaluation, same: Mapping[int, tuple[str, str]]
+) -> Iterator[tuple[str, str, str]]:
     queries, gallery = query_ids(evaluation.task), gallery_ids(evaluation.task)
     for query, rows, scores in zip(
         queries, evaluation.main.top_rows, evaluation.main.top_scores, strict=True
     ):
-        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
-            if row >= 0:
-                yield query, gallery[row], repr(score)
+        score_of = dict(zip(rows.tolist(), scores.tolist(), strict=True))
+        for row in once(rows[rows >= 0].tolist(), same):
+            yield query, gallery[row], repr(score_of[row])
 
 
 def _write_ids(folder: Path, evaluation: Evaluation) -> Path:

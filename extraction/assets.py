@@ -28,15 +28,22 @@ from extraction.reference import write_reference_corpus
 from extraction.remarks import remark_images, remark_texts, tell_remarks
 from extraction.stage import FileStage, NoRows, Rows, ShardStage, Stage, Summary, TextStage
 from extraction.words import read_corpus
-from utils import UserError, atomic_path, publishing, read_csv, sha256_file, write_csv, write_json
-from utils_datasets import IMAGE_SUFFIXES
+from utils import (
+    UserError,
+    atomic_path,
+    publishing,
+    read_csv,
+    say,
+    sha256_file,
+    write_csv,
+    write_json,
+)
+from utils_datasets import IMAGE_SUFFIXES, is_header, slashed
 from utils_pickles import one_line, read_archive
 from utils_records import check_manifest
 
 if TYPE_CHECKING:
     from utils_features import Encoder
-
-CAPTION_COLUMNS = ("image_path", "caption")
 
 # ---------------------------------------------------------------------------------------------
 # Corpora
@@ -199,8 +206,11 @@ def _hash_lines(lines: list[str]) -> str:
 
 
 def _list_images(root: Path) -> list[str]:
-    found = (p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    names = [path.relative_to(root).as_posix() for path in found]
+    found = [p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    of_macs = {path for path in found if path.name.startswith("._")}
+    if of_macs:
+        say(f"--images {root}: {len(of_macs)} files ._* of macOS, which are no images: left out")
+    names = [path.relative_to(root).as_posix() for path in found if path not in of_macs]
     for name in names:
         try:
             name.encode()
@@ -279,16 +289,15 @@ def read_synthetic(images: Path, captions: Path, path: Path, pixels: str) -> Syn
 
 
 def read_captions(path: Path) -> list[tuple[int, str, str]]:
-    """The rows (line, image path, caption) of a CSV; a header of their names is passed over."""
+    """The rows (line, image path, caption) of a CSV; a header line is passed over."""
     if not path.is_file():
         raise UserError(f"--captions {path} does not exist")
-    rows = []
-    for line, row in read_csv(path):
-        if line == 1 and tuple(row) == CAPTION_COLUMNS:
-            continue
+    rows, listed = [], list(read_csv(path))
+    has_header = is_header([row for _, row in listed[:2]])
+    for line, row in listed[has_header:]:
         if len(row) != 2 or not all(row):
             raise UserError(f"{path}, row {line}: image_path,caption is expected")
-        rows.append((line, row[0], row[1]))
+        rows.append((line, slashed(row[0]), row[1]))
     if not rows:
         raise UserError(f"{path} is empty: rows image_path,caption are expected")
     return rows

@@ -35,7 +35,9 @@ from extraction.remarks import remark_images, remark_texts, tell_remarks
 from extraction.stage import WHOLE, FileStage, Picture, Rows, Stage, Summary
 from extraction.words import ContextWords, read_context_words
 from utils import UserError, publishing, refuse_idle, say, write_csv, write_json
+from utils_labels import relabel_task
 from utils_records import read_manifest
+from utils_storage import load_features
 from utils_task import Task, first_rows, save_task, without_images
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def read_dataset(
     locate = functools.partial(found.benchmark.locate, found.root)
     images = FileImages(locate, task.gallery.own_mode, pixels == "viewed")
     gallery = GalleryWork(task, images, str(found.root.resolve()), features)
-    work = TaskWork(gallery, words, limit)
+    work = TaskWork(gallery, words, limit, not found.is_published)
     return [gallery, work] if task.gallery.shared else [work]
 
 
@@ -270,12 +272,14 @@ def _skipped(summaries: dict[str, Summary]) -> list[dict]:
 class TaskWork:
     """A task's queries, and its gallery where no other task shares it.
 
-    words: that contextualise the texts; limit: what --limit was, None: none.
+    words: that contextualise the texts; limit: what --limit was, None: none; is_own: it is of a
+    folder of one's own.
     """
 
     gallery: GalleryWork
     words: ContextWords
     limit: int | None
+    is_own: bool
 
     @property
     def task(self) -> Task:
@@ -307,9 +311,12 @@ class TaskWork:
         manifest |= {"rows": _hash(row for part in rows for row in part)}
         path, parts = self.folder / "manifest.json", Parts(self.folder / ".parts")
         stages = self._stages(settings)
-        if is_finished(path, manifest, settings.overwrite, settings.skip_bad):
+        covers = functools.partial(self._covers, settings.backbone)
+        if is_finished(path, manifest, settings.overwrite, settings.skip_bad, covers=covers):
             drop_parts(parts.folder)
-            self._renew(read_manifest(path).get("skipped") or [])
+            stored = read_manifest(path)
+            if stored["sources"] == sources:
+                self._renew(stored.get("skipped") or [])
             stages = []
         return Job(
             title=self.task.name,
@@ -325,6 +332,18 @@ class TaskWork:
             ],
             finish=functools.partial(self._finish, parts, stages, manifest, encoder),
         )
+
+    def _covers(self, backbone: str, stored: dict) -> bool:
+        """Whether finished features hold every picture and text of the task, of one's own.
+
+        Raises UserError for the first that they do not.
+        """
+        words = (stored.get("sources") or {}).get(self.words.path.name)
+        covers = words == self.words.sha256 and not self.limit and self.is_own
+        if covers:
+            folder = self.gallery.features.parent
+            relabel_task(load_features(folder, backbone, self.task.name), self.task)
+        return covers
 
     def query_stage(self, name: str, settings: Settings) -> tuple[FileStage, dict[Picture, int]]:
         """A stage of the distinct query images, and the item of each."""

@@ -123,7 +123,7 @@ def _how() -> dict[str, Flag]:
             4096,
             **COUNT,
         ),
-        "gpu": flag("CUDA device, -1 for the CPU (default: 0)", ENCODE, 0, type=int),
+        "gpu": flag("CUDA device, -1 for the CPU (default: 0)", ALL, 0, type=int),
         "workers": flag(
             "processes that read and decode images (default: as many as there are cores)",
             IMAGES,

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ def make_features(
     """
     ranks = find_ranks(os.environ)
     device = select_device(device_index(gpu, ranks))
+    if sys.stderr.isatty():
+        say(f"loading {settings.backbone}", error=True)
     with in_plain_words():
         encoder = load_encoder(settings.backbone, device, settings.precision)
     for work in works:

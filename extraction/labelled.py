@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import posixpath
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +30,16 @@ from extraction.remarks import remark_images, remark_texts, tell_remarks
 from extraction.stage import WHOLE, FileStage, ImageStage, Rows, ShardStage, Stage, Summary
 from extraction.words import ContextWords
 from utils import UserError, publishing, write_csv, write_json
-from utils_datasets import SPLITS, Dataset, find_image, list_shards, spell_samples
+from utils_datasets import (
+    SPLITS,
+    Dataset,
+    find_image,
+    list_shards,
+    relative_image_path,
+    spell_samples,
+)
+from utils_labels import relabel_rows
+from utils_storage import load_features
 
 if TYPE_CHECKING:
     from utils_features import Encoder
@@ -59,7 +70,8 @@ class LabelledWork:
         manifest |= {"context_words": len(self.words.words), "pixels": self.pixels}
         path, parts = self.folder / "manifest.json", Parts(self.folder / ".parts")
         stages = self._stages(settings)
-        if is_finished(path, manifest, settings.overwrite, settings.skip_bad):
+        covers = functools.partial(self._covers, settings.backbone)
+        if is_finished(path, manifest, settings.overwrite, settings.skip_bad, covers=covers):
             drop_parts(parts.folder)
             stages = []
         names = ["manifest.json", *(f"{split}.csv" for split in SPLITS)]
@@ -72,6 +84,17 @@ class LabelledWork:
             outputs=[self.folder / name for name in names],
             finish=functools.partial(self._finish, parts, stages, manifest, encoder),
         )
+
+    def _covers(self, backbone: str, stored: dict) -> bool:
+        """Whether finished features hold every image and text of these annotations.
+
+        Raises UserError for the first that they do not.
+        """
+        same_words = (stored.get("sources") or {}).get(self.words.path.name) == self.words.sha256
+        if same_words and not self.limit:
+            features = load_features(self.folder.parent.parent, backbone, self.name)
+            relabel_rows(features, self.annotations)
+        return same_words and not self.limit
 
     def query_stage(self, name: str, settings: Settings) -> tuple[ImageStage, dict[tuple, int]]:
         """A stage of the distinct query images, and the item of each path and box (none)."""
@@ -155,6 +178,7 @@ class LabelledWork:
         manifest = manifest | {
             **remark_images(self.pixels, summaries),
             "texts": {"query": said} if said else {},
+            "repeated": find_repeated(self.annotations["database"], self.dataset),
             "counts": {split: int(kept[split].keep.sum()) for split in SPLITS},
             "skipped": [{"split": s, **entry} for s in SPLITS for entry in kept[s].skipped],
             "without_row": {split: kept[split].unmatched for split in SPLITS},
@@ -173,6 +197,27 @@ class LabelledWork:
     def export(self) -> list[Path]:
         """Write the reference's pickles beside finished features."""
         return write_reference_dataset(self.folder, self.name, self.dataset.name)
+
+
+def find_repeated(database: Annotation, dataset: Dataset) -> dict:
+    """Gallery rows that list an image of their instance again, under any spelling of its path.
+
+    {"count", "row", "first" (its path), "of" (the row that lists it)}, rows by their lines, or {}.
+    """
+    seen: dict[tuple[str, str], int] = {}
+    again = []
+    for row, (path, instance) in enumerate(
+        zip(database.image_paths, database.instances, strict=True)
+    ):
+        spelled = posixpath.normpath(relative_image_path(dataset, path))
+        known = seen.setdefault((instance, unicodedata.normalize("NFC", spelled)), row)
+        if known != row:
+            again.append((row, known))
+    if not again:
+        return {}
+    row, known = again[0]
+    first = {"row": database.lines[row], "first": database.image_paths[row]}
+    return {"count": len(again), **first, "of": database.lines[known]}
 
 
 # ---------------------------------------------------------------------------------------------

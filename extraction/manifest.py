@@ -21,6 +21,7 @@ SETTLED = (
     *("model", "pixels", "precision", "save_dtype", "sources", "rows", "limit"),
     "context_words",
 )
+ANNOTATED = ("sources", "rows")  # what another annotation changes of them
 # What holds of manifests, and of unfinished runs, that do not say.
 UNSAID = {"pixels": "plain"}
 
@@ -74,18 +75,22 @@ def is_finished(
     overwrite: bool,
     skip_bad: bool,
     read: Callable[[Path], dict] = read_manifest,
+    covers: Callable[[dict], bool] = lambda stored: False,
 ) -> bool:
     """Whether a finished run of the same features is there, which is then said.
 
-    read: how the manifest that may be found at `path` is read.
+    read: how the manifest that may be found at `path` is read. covers: whether its features hold
+    all that another annotation names; may raise UserError for the first that they do not.
     Raises UserError if there is one of other features, or of fewer rows than skip_bad admits.
     """
     if overwrite or not path.exists():
         return False
-    stored, manifest = read(path), json.loads(json.dumps(manifest))
+    stored, manifest, changed = read(path), json.loads(json.dumps(manifest)), False
     for key in SETTLED:
         old, new = (one.get(key, UNSAID.get(key)) for one in (stored, manifest))
-        if old != new:
+        if old != new and key in ANNOTATED and covers(stored):
+            changed = True
+        elif old != new:
             old, new = _narrow(old, new)
             keep = f"--{key} {old} keeps them, " if key in UNSAID else ""
             raise UserError(
@@ -99,6 +104,11 @@ def is_finished(
             " accept that with --on_bad_image skip, or mend them and start afresh with --overwrite"
         )
     print(f"{path.parent if path.name == 'manifest.json' else path}: already finished")
+    if changed:
+        print(
+            "the annotation has changed since, but every image and text has its feature: "
+            "run_retrieval.py reads the labels anew"
+        )
     return True
 
 

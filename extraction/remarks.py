@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from extraction.stage import Rows, Summary
+from utils import say
 from utils_pixels import FRAMES
-from utils_protocol import describe_texts
+from utils_protocol import describe_repeated, describe_texts
 
 if TYPE_CHECKING:
     from utils_features import Encoder
@@ -46,7 +47,7 @@ def remark_images(pixels: str, summaries: Mapping[str, Summary]) -> dict:
 def _tell_images(manifest: dict) -> None:
     for entry in manifest.get("odd_images", ()):
         taken = TAKEN["frames" if entry["fact"] == FRAMES else manifest["pixels"]]
-        print(f"{entry['stage']}: {_count(entry)}; {taken}")
+        say(f"{entry['stage']}: {_count(entry)}; {taken}")
 
 
 def _count(entry: dict) -> str:
@@ -114,5 +115,5 @@ def _find_alike(
 def tell_remarks(manifest: dict) -> None:
     """Say what there is to remark of the images and texts of finished features."""
     _tell_images(manifest)
-    for line in describe_texts(manifest):
-        print(line)
+    for line in (*describe_texts(manifest), *describe_repeated(manifest)):
+        say(line)

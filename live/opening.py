@@ -19,7 +19,8 @@ from live.searcher import Searcher
 from utils import UserError, last_part, select_device
 from utils_backbones import Places, backbone_entry, backbone_folder
 from utils_datasets import Dataset, ImageStore
-from utils_features import decode_image, load_encoder
+from utils_features import load_encoder
+from utils_pixels import decode_image
 from utils_ranks import Ranks
 from utils_storage import Features, MappedRows, load_features
 from utils_task import Images, QueryTable, RowSets, Task, View, whole_gallery
@@ -135,7 +136,8 @@ def open_dataset(dataset: str, backbone: str = "clip", where: Where | None = Non
     features = load_features(where.features, backbone, name)
     precision = (features.manifest or {}).get("precision", "fp32")
     load = cache(partial(load_encoder, backbone, device, precision))
-    decode = partial(decode_image, own_mode=features.task.gallery.own_mode)
+    viewed = (features.manifest or {}).get("pixels") == "viewed"
+    decode = partial(decode_image, own_mode=features.task.gallery.own_mode, viewed=viewed)
     return _open(features, where, find_images(dataset, where.data), load, decode, device)
 
 

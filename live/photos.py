@@ -119,7 +119,7 @@ def open_photo(root: Path) -> FileImages:
     from benchmarks import image_below
     from extraction.reading import FileImages
 
-    return FileImages(functools.partial(image_below, root))
+    return FileImages(functools.partial(image_below, root), viewed=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -300,6 +300,7 @@ class Round:
 
         stage, parts = self.stage(settings), Parts(self.folder / ".parts")
         manifest = describe(settings, encoder, "photographs", self.folder.name)
+        manifest |= {"pixels": "viewed"}
 
         def finish(summaries: dict[str, Summary]) -> None:
             self.publish(manifest, (stage, parts, encoder.dim, summaries["database_image"]))

@@ -244,7 +244,7 @@ class Searcher:
 
     def give(self, data: bytes) -> Shown:
         """An image that a visitor brings, encoded once. Raises UserError if it is none."""
-        from utils_features import BadImage
+        from utils_pixels import BadImage
 
         digest = _hash(data)
 

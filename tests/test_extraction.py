@@ -744,7 +744,9 @@ def test_changes_are_refused(tmp_path, small_clip, make_clip, monkeypatch):
 
     with open(world / "data" / "shop" / "query_files.csv", "a") as file:
         file.write("query/q 1.jpg,one more,o1\n")
-    with pytest.raises(UserError, match=r"another sources \(query_files\.csv"):
+    with pytest.raises(
+        UserError, match=r"query_files.csv, row 13: the query text 'one more' has no feature"
+    ):
         main(*flags, clip=small_clip)
     assert native_bytes(folder) == finished
     main(*flags, "--overwrite", clip=small_clip)

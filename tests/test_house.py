@@ -24,7 +24,7 @@ FLOORS = (
     ),
     ("utils_assets", "utils_blocks", "utils_evaluation", "utils_explained", "utils_texts"),
     (
-        *("utils_protocol", "utils_runs", "utils_storage"),
+        *("utils_labels", "utils_protocol", "utils_runs", "utils_storage"),
         *("utils_submissions", "utils_values"),
     ),
     ("benchmarks", "methods"),
@@ -43,6 +43,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 NAMED = {
     ("extraction.labelled", "benchmarks.icir"),
     ("extraction.reference", "benchmarks.icir"),
+    ("utils_labels", "benchmarks.icir"),
     ("utils_storage", "benchmarks.icir"),
 }
 ARGPARSE = {"utils"}  # the parser of all commands

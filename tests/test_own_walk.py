@@ -161,14 +161,20 @@ def test_the_page_shows_the_queries(photos):
     assert list((report / "thumbnails").iterdir())
 
 
-def test_a_changed_file_is_not_the_same_benchmark(photos, small_clip, tmp_path):
-    """Finished features are refused when queries.jsonl says something else by now."""
+def test_a_changed_file_needs_features_for_what_is_new_alone(photos, small_clip, tmp_path):
+    """A query of an image and a text that have their features is judged; a new text is refused."""
     folder = shutil.copytree(photos, tmp_path / "copy")
+    flags = (small_clip, "--dataset", "photos", "--workers", "0")
     with open(folder / "photos/queries.jsonl", "a") as file:
         file.write(lines(walk_queries()[0] | {"id": "again"}))
-    done = run(folder, "create_features.py", small_clip, "--dataset", "photos", "--workers", "0")
+    done = run(folder, "create_features.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "run_retrieval.py reads the labels anew" in done.stdout
+    with open(folder / "photos/queries.jsonl", "a") as file:
+        file.write("\n" + lines(walk_queries()[0] | {"id": "new", "text": "under water"}))
+    done = run(folder, "create_features.py", *flags)
     assert done.returncode == 2
-    assert "queries.jsonl" in done.stderr
+    assert "walk, query new: the query text 'under water' has no feature" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -211,3 +217,9 @@ def test_the_ten_lines_of_the_documentation(tmp_path, small_clip):
     assert "the 4 images below the folder, as there is no gallery.csv" in said
     assert "queries whose own image is in the gallery as a negative" in said
     assert (folder / "report/index.html").exists()
+    flags = ("--dataset", "mugs", "--method", "basic", "--use_preset")
+    done = run(tmp_path, "run_retrieval.py", small_clip, *flags)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    for command in ("--dataset corpus", "--dataset mean", "--dataset synthetic"):
+        assert f"create_features.py {command} --backbone local-dir:{small_clip}" in done.stderr
