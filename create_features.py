@@ -30,10 +30,18 @@ from utils import (
     require_writable,
     run_command,
 )
-from utils_backbones import Places, backbone_entry, backbone_folder, name_backbone, own_data
+from utils_backbones import (
+    Places,
+    backbone_entry,
+    backbone_folder,
+    name_backbone,
+    own_data,
+    split_composed,
+)
 from utils_inputs import AskedTexts, Options
 
 if TYPE_CHECKING:
+    from composed import Options as SystemOptions
     from extraction.encoding import Clock
     from extraction.job import Job, Work
 
@@ -73,6 +81,7 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     if not args.dataset:
         raise UserError("--dataset is missing: icir, tiny, corpus, mean, synthetic or a folder")
     args.kind = args.dataset if args.dataset in KINDS else "dataset"
+    args.system = args.backbone and split_composed(args.backbone)
     _check_effects(args, flags)
     if args.format == "pkl" and args.save_dtype == "float16":
         raise UserError("--save_dtype float16: the reference's format (--format pkl) is float32")
@@ -94,12 +103,36 @@ def _check_effects(args: argparse.Namespace, flags: Mapping[str, Flag]) -> None:
     if args.from_pkl:
         refuse_idle(["from_pkl"] if args.kind not in flags["format"].kinds else (), where)
         modes, where = {"from_pkl"}, "with --from_pkl"
+    elif args.from_embeddings:
+        refuse_idle(["from_embeddings"] if args.kind != "dataset" else (), where)
+        modes, where = {"from_embeddings"}, "with --from_embeddings"
+    elif args.system:
+        _check_system(args)
+        modes, where = {"dataset", "system"}, f"with --backbone {args.backbone}"
     elif args.inputs:
         modes |= {"inputs"} if args.kind == "dataset" else set()
     given = [name for name in flags if getattr(args, name) is not None]
     refuse_idle((name for name in given if modes.isdisjoint(flags[name].kinds)), where)
     if args.inputs:
         _check_options(args)
+
+
+# What a system has no use for: it has no texts alone, and a preprocessing of its own.
+NOT_OF_SYSTEMS = ("corpora_dir", "format", "inputs", "preprocess")
+
+
+def _check_system(args: argparse.Namespace) -> None:
+    """Raise UserError for what a system of composed/ cannot do, or does not take."""
+    from composed import find_system
+
+    where = f"with --backbone {args.backbone}"
+    if args.kind != "dataset":
+        raise UserError(f"--dataset {args.dataset} has no meaning {where}: it encodes data sets")
+    refuse_idle((name for name in NOT_OF_SYSTEMS if getattr(args, name) is not None), where)
+    system, _ = find_system(args.backbone)
+    given = (name for name in list_flags()["systems with networks of their own"])
+    given = {name for name in given if getattr(args, name) is not None}
+    refuse_idle(sorted(given - {*system.takes}), where)
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -122,7 +155,12 @@ def main(argv: list[str]) -> None:
 
         print("\n".join(list_backbones()))
         return
-    convert(args) if args.from_pkl else extract(args)
+    if args.from_embeddings:
+        take_embeddings(args)
+    elif args.from_pkl:
+        convert(args)
+    else:
+        extract(args)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -140,6 +178,8 @@ def extract(args: argparse.Namespace) -> None:
     if args.inputs and ranks.world > 1:
         raise UserError(f"--inputs {args.inputs} is the work of one process: leave torchrun")
     works = WORKS[args.kind](args)  # user errors first: loading a model takes seconds
+    if args.system:
+        works = _composed(args, works)
     if args.kind in ("dataset", "corpus"):
         for work in works:
             if args.overwrite or not any(work.folder.glob("*.json")):  # else it may be finished
@@ -155,6 +195,7 @@ def extract(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         timeout=args.rank_timeout,
         patience=args.worker_timeout,
+        system=_system_options(args) if args.system else None,
     )
     base = replace(settings, overwrite=settings.overwrite and not args.inputs)
     for job, clock in make_features(works, base, args.gpu):
@@ -166,6 +207,28 @@ def extract(args: argparse.Namespace) -> None:
         for job, clock in make_features([_input(args, works[-1])], settings, args.gpu):
             if clock:
                 print_summary(job, clock)
+
+
+def _composed(args: argparse.Namespace, works: list[Work]) -> list[Work]:
+    """The works, done by a system."""
+    from composed import find_system
+    from extraction.composed import of_system
+
+    system, _ = find_system(args.backbone)
+    return [of_system(work, system, args.prompt) for work in works]
+
+
+def _system_options(args: argparse.Namespace) -> SystemOptions:
+    from composed import Options as SystemOptions
+
+    return SystemOptions(
+        gallery_weights=args.gallery_weights,
+        tokens=bool(args.tokens),
+        seeds=tuple(args.seeds or (0,)),
+        query_prompt=args.query_prompt,
+        gallery_prompt=args.gallery_prompt,
+        trust_remote_code=bool(args.trust_remote_code),
+    )
 
 
 def _input(args: argparse.Namespace, base: Work) -> Work:
@@ -191,6 +254,22 @@ def convert(args: argparse.Namespace) -> None:
         convert_corpora(*place, args.overwrite)
     else:
         convert_dataset(*place, args.dataset, args.overwrite)
+
+
+def take_embeddings(args: argparse.Namespace) -> None:
+    """Take embeddings that somebody else has made as the features of a data set."""
+    from extraction.embeddings import convert_embeddings
+
+    folder = convert_embeddings(
+        args.from_embeddings,
+        args.dataset,
+        args.data_dir,
+        args.features_dir,
+        args.backbone,
+        args.save_dtype,
+        args.overwrite,
+    )
+    print(f"the features of {args.dataset}: {folder}")
 
 
 def _count_workers() -> int:

@@ -162,8 +162,9 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
         "export",
-        choices=("trec", "ranx", "csv"),
-        help="also write the rankings as files of other evaluators",
+        choices=("trec", "ranx", "csv", "cirr", "circo"),
+        help="also write the rankings as files of other evaluators, or of the servers of CIRR and "
+        "CIRCO",
     )
     add_flag(
         group,

@@ -12,6 +12,7 @@ LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
 DEFAULT_BACKBONE = "clip"
 PREPROCESSES = ("model", "targetpad")  # of --preprocess; another one is another backbone
+CHECKPOINTS = (".pkl", ".ckpt", ".pt", ".pth", ".bin", ".safetensors")  # endings of files
 PADDED = "+targetpad"  # what the name of a backbone ends in whose images are padded first
 
 PIXELS = ("viewed", "plain")  # of --pixels: as a viewer shows an image, or as CLIP's pipelines do
@@ -54,12 +55,22 @@ def name_backbone(backbone: str, preprocess: str | None) -> str:
 
     Raises UserError if the name asks for another one.
     """
+    if split_composed(backbone):
+        return backbone
     base, is_padded = split_backbone(backbone)
     if is_padded and preprocess == "model":
         raise UserError(
             f"--preprocess model contradicts --backbone {backbone}: leave it, or name {base}"
         )
     return f"{base}{PADDED}" if is_padded or preprocess == "targetpad" else base
+
+
+def split_composed(backbone: str) -> tuple[str, str] | None:
+    """Name and place of a system of composed/, "magiclens:FILE"; None for any other backbone."""
+    if ":" not in backbone or backbone.startswith((LOCAL_DIR, HF_HUB)):
+        return None
+    name, _, place = backbone.partition(":")
+    return name, place
 
 
 def split_backbone(backbone: str) -> tuple[str, bool]:
@@ -79,7 +90,14 @@ def backbone_entry(backbone: str) -> Backbone:
 
 
 def backbone_folder(backbone: str) -> str:
-    """The name of a backbone's feature folder, safe on every file system."""
+    """The name of a backbone's feature folder, safe on every file system.
+
+    Of a system it is made of its name and the last part of its place, without the file's ending.
+    """
+    if system := split_composed(backbone):
+        place = Path(system[1])
+        stem = place.stem if place.suffix in CHECKPOINTS else place.name
+        return f"{system[0]}_{file_safe(stem)}_features"
     base, is_padded = split_backbone(backbone)
     name = base if base in BACKBONES else file_safe(base)
     return f"{name}_targetpad_features" if is_padded else f"{name}_features"

@@ -522,13 +522,15 @@ def unit_queries(rows: QueryRows, device: torch.device) -> _UnitQueries:
     """Raises UserError for a row that is zero, infinite or NaN."""
     import torch
 
-    if not rows.is_unit:
-        return _UnitQueries(torch.from_numpy(rows.values).to(device), None)
-    values = unit_features(rows.values, device, rows.place)
-    if rows.of is not None:  # the mean of the unit features of a query's images
+    if rows.is_unit:
+        values = unit_features(rows.values, device, rows.place)
+    else:
+        values = torch.from_numpy(rows.values).to(device)
+    if rows.of is not None:  # the mean of the features of a query's images
         of = torch.from_numpy(rows.of).to(device)
         used = (of >= 0).float()[..., None]
-        return _UnitQueries(unit_rows((values[of.clamp(min=0)] * used).sum(1)), None)
+        sums = (values[of.clamp(min=0)] * used).sum(1)
+        return _UnitQueries(unit_rows(sums) if rows.is_unit else sums / used.sum(1), None)
     row = None if rows.row is None else torch.from_numpy(rows.row).to(device)
     return _UnitQueries(values, row)
 

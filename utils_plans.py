@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from utils_evaluation import Evaluation
     from utils_storage import Features
 
-BASIC_INPUTS = ("image", "text")  # every data set's features have these
-
 
 @dataclass(frozen=True)
 class Output:
@@ -145,16 +143,27 @@ class SinglePlan(Plan):
     """One run of one method."""
 
     method: str
+    names: tuple[str, ...] = ()  # of the query features, once these are read
 
     @cached_property
     def runs(self) -> list[Run]:
-        return [self.setting.run(self.method)]
+        run = self.setting.run(self.method)
+        return [replace(run, method=own) for own in run.method.draws(run.method, self.names)]
 
     @property
     def folder(self) -> Path:
         return self.results / self.runs[0].variant
 
+    def ready(self, features: Features, places: Places) -> tuple[SinglePlan, Features]:
+        super().ready(features, places)
+        return replace(self, names=tuple(features.query_files)), features
+
     def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
+        judged, said = mean_of_draws(evaluations)
+        evaluations = [judged]
+        for line in said:
+            say(line, error=True)
+        facts = {**facts, "notes": "; ".join(filter(None, [facts.get("notes"), *said]))}
         write_runs(self.results, evaluations, facts, output)
         print(f"written to {self.folder}")
         if output.page:
@@ -204,9 +213,24 @@ class AllPlan(Plan):
             print(output.page(self.folder, evaluations))
 
 
+def mean_of_draws(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, list[str]]:
+    """The mean over the draws of a system that draws, and the spread (N - 1) of each figure."""
+    first = evaluations[0]
+    if len(evaluations) == 1:
+        return first, []
+    import numpy as np
+
+    values = {k: np.mean([e.values[k] for e in evaluations], axis=0) for k in first.values}
+    of = {name: [e.columns[name] for e in evaluations] for name in first.columns}
+    columns = {name: float(np.mean(found)) for name, found in of.items()}
+    spread = ", ".join(f"{name} +- {np.std(found, ddof=1):.2f}" for name, found in of.items())
+    said = [f"mean of {len(evaluations)} draws: {spread}; rankings are the first draw's"]
+    return replace(first, values=values, columns=columns), said
+
+
 def _missing_input(features: Features, run: Run) -> str | None:
-    """Which features beyond image and text a run's method reads and are not there, in words."""
-    lost = [n for n in run.method.reads if n not in BASIC_INPUTS and not features.has_query(n)]
+    """Which features a run's method reads and are not there, in words."""
+    lost = [name for name in run.method.reads if not features.has_query(name)]
     lost = [f"query_{name}.npy" for name in lost]
     for name in run.method.gallery_reads:
         if name not in features.database_files:
@@ -264,7 +288,7 @@ def _submissions(evaluation: Evaluation) -> dict[str, str]:
     from utils_submissions import submission_files
 
     top_rows = {name: ranking.top_rows for name, ranking in evaluation.views.items()}
-    return submission_files(evaluation.task, top_rows)
+    return submission_files(evaluation.task, top_rows, evaluation.task.submitted)
 
 
 def _warn(lines: Sequence[str]) -> None:

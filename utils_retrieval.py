@@ -312,6 +312,10 @@ def _no_caution(parameters: Any) -> str:
     return ""
 
 
+def _no_draws(method: Method, names: Sequence[str]) -> tuple[Method, ...]:
+    return (method,)
+
+
 def _needs_nothing(points: Sequence) -> Needs:
     return Needs()
 
@@ -333,9 +337,10 @@ class Method:
     components of --ablation, each with the parameters that take it away. compared: parameter ->
     methods that a sweep of it is compared with. caution(parameters): what of a setting ranks
     otherwise than its user may mean, in words, or "". parts(state, queries, gallery): what the
-    scores of a state are made of, for pages that explain them, or None. On a CPU observe and scores
-    run in several threads at once, for other queries each: what is not of the call is not to be
-    changed.
+    scores of a state are made of, for pages that explain them, or None. draws(method, names): of a
+    method that reads one of several draws, a method for each that the query features of these names
+    hold. On a CPU observe and scores run in several threads at once, for other queries each: what
+    is not of the call is not to be changed.
     """
 
     name: str
@@ -355,6 +360,7 @@ class Method:
     compared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     caution: Callable[[Any], str] = _no_caution
     parts: Callable[[Any, Queries, Gallery], Parts] | None = None
+    draws: Callable[[Method, Sequence[str]], Sequence[Method]] = _no_draws
 
     def query_features(self, parameters: Any) -> tuple[str, ...]:
         """The query features that a run of these parameters reads."""
@@ -382,6 +388,20 @@ def in_batches(items: Iterable, key: Callable[[Any], Hashable], most: int) -> It
         keys.add(key(item))
     if batch:
         yield batch
+
+
+def late_interaction(query: Tensor, rows: Tensor, kind: str) -> Tensor:
+    """Scores (Q, N) of rows of T vectors: query (Q, T, D), rows (N, T, D).
+
+    "max": the best pair of vectors (CoVR-2 on CIRR); "maxsim": each query vector's best, summed
+    (ColBERT); "mean": of the mean vectors.
+    """
+    import torch
+
+    if kind == "mean":
+        return query.mean(1) @ rows.mean(1).T
+    best = torch.stack([(rows @ own.T).amax(1) for own in query])  # (Q, N, T)
+    return best.amax(2) if kind == "max" else best.sum(2)
 
 
 # ---------------------------------------------------------------------------------------------

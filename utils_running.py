@@ -153,12 +153,15 @@ def _clamp_top_k(output: Output, task: Task) -> Output:
 
 def _rankings(task: Task, top_k: int, output: Output) -> dict[str, int]:
     """How many of the best rows are needed: view -> rows, for rankings, exports, submissions."""
+    submissions = task.submitted
     if output.export:
-        from external.export import export_rows
+        from external.export import export_rows, exported_submissions
 
-        top_k = max(top_k, export_rows(task, output.export_k))
+        exported = exported_submissions(task, output.export, output.export_k)
+        submissions = (*submissions, *exported)
+        top_k = top_k if exported else max(top_k, export_rows(task, output.export_k))
     tops = {task.main_view: top_k}
-    for submission in task.submitted:
+    for submission in submissions:
         tops[submission.view] = max(submission.k, tops.get(submission.view, 0))
     return tops
 

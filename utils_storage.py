@@ -11,7 +11,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -158,7 +158,8 @@ class Features:
     source: the file that says what these features are; manifest: its content, None for pickles.
     image_row, text_row: for each query the rows of its distinct images and texts, of which it may
     have several; None where each query has its own. image_row points into the database's images
-    where there is no file of query images. as_they_are: query features that are not normalised.
+    where there is no file of query images. composed_row: the same of a system's composed queries.
+    as_they_are: query features that are not normalised.
     inputs: the manifests of methods' inputs, by the names of their arrays, "query_searle".
     """
 
@@ -171,6 +172,7 @@ class Features:
     manifest: dict | None
     image_row: list[list[int]] | None = None
     text_row: list[list[int]] | None = None
+    composed_row: list[list[int]] | None = None
     as_they_are: frozenset[str] = frozenset()
     inputs: Mapping[str, StoredInput] = field(default_factory=dict)
 
@@ -196,15 +198,21 @@ class Features:
         self._check_input(f"query_{name}", file, len(self.task.queries))
         values = file.read(slice(0, file.shape[0])).astype(np.float32, copy=False)
         place = f"{self.folder}: {QUERY_WORDS.get(name, name)} features of the queries"
-        if name in self.as_they_are:
-            return QueryRows(values, place, is_unit=False)
-        return _query_rows(values, place, self.rows_of(name))
+        rows = _query_rows(values, place, self.rows_of(name))
+        return replace(rows, is_unit=name not in self.as_they_are)
 
     def rows_of(self, name: str) -> list[list[int]] | None:
-        """image_row, text_row, or None: whose rows the features of that name are."""
+        """image_row, text_row, composed_row, or None: whose rows the features of that name are."""
+        if name.startswith(COMPOSED):
+            return self.composed_row
         return {"image": self.image_row, "text": self.text_row, "context_text": self.text_row}.get(
             name
         )
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether these are features of a system of composed/: of pairs of image and text."""
+        return "composed" in (self.manifest or {})
 
     def _images_of_the_gallery(self) -> QueryRows:
         """Query images that are gallery rows: those rows alone, read once each."""
@@ -216,6 +224,13 @@ class Features:
 
     def _how_to_make(self, name: str) -> str:
         command = f"python3 create_features.py --dataset {self.dataset} --backbone {self.backbone}"
+        if self.is_composed:
+            return _how_to_compose(name, self.folder, command)
+        if name.startswith(COMPOSED):
+            return (
+                f"{self.folder} has no composed queries: these come from systems with networks of "
+                "their own, as --backbone magiclens:FILE"
+            )
         if name == "context_text":
             return (
                 f"{self.folder} has no contextualised query texts: extract them with {command} "
@@ -244,6 +259,18 @@ class Features:
                 f"python3 create_features.py --dataset {self.dataset} --backbone {self.backbone} "
                 f"--inputs {made.path.stem} --overwrite (with the flags it needs)"
             )
+
+
+COMPOSED = ("composed", "tokens")  # what the names of a system's query arrays begin with
+
+
+def _how_to_compose(name: str, folder: Path, command: str) -> str:
+    if name.startswith(COMPOSED):
+        return f"{folder} has no query_{name}.npy: make it with {command} --tokens --overwrite"
+    return (
+        f"{folder} holds the features of a system, whose queries are composed: --method composed "
+        "reads them"
+    )
 
 
 QUERY_WORDS = {"image": "image", "text": "text", "context_text": "contextualised text"}
@@ -391,12 +418,13 @@ def _load_labelled(folder: Path, backbone: str, dataset: str) -> Features:
 def _load_task_features(folder: Path, backbone: str, dataset: str) -> Features:
     """Features with a task beside them: query.csv of key, image_row, text_row."""
     task = load_task(folder)
-    table = read_csv_columns(folder / "query.csv", ("key", "image_row", "text_row"))
+    arrays, manifest = _arrays(folder, "query"), read_manifest(folder / "manifest.json")
+    columns = ("composed_row",) if "composed" in manifest else ("image_row", "text_row")
+    table = read_csv_columns(folder / "query.csv", ("key", *columns))
     try:
-        image_row, text_row = (
-            [[int(row) for row in rows.split()] for rows in table[name]]
-            for name in ("image_row", "text_row")
-        )
+        rows = {
+            name: [[int(row) for row in rows.split()] for rows in table[name]] for name in columns
+        }
     except ValueError as error:
         raise UserError(f"{folder / 'query.csv'}: {error}; extract it again") from None
     shared = folder.parent / task.gallery.shared if task.gallery.shared else folder
@@ -404,12 +432,11 @@ def _load_task_features(folder: Path, backbone: str, dataset: str) -> Features:
         backbone=backbone,
         dataset=dataset,
         task=task,
-        query_files=_arrays(folder, "query"),
+        query_files=arrays,
         database_files=_arrays(shared, "database") | _arrays(folder, "database"),
         source=folder / "manifest.json",
-        manifest=read_manifest(folder / "manifest.json"),
-        image_row=image_row,
-        text_row=text_row,
+        manifest=manifest,
+        **rows,
         **_inputs(folder),
     )
 
@@ -426,13 +453,15 @@ def _inputs(folder: Path) -> dict:
     """The fields of Features on the inputs of methods that lie beside a data set's features."""
     found: dict[str, StoredInput] = {}
     as_they_are: set[str] = set()
-    for path in sorted({*folder.glob("*.json")} - {folder / "manifest.json", folder / "task.json"}):
+    for path in sorted({*folder.glob("*.json")} - {folder / "task.json"}):
         content = read_json(path)
-        if content.get("kind") != "input":
+        if content.get("kind") != "input" and path.name != "manifest.json":
             continue
         check_manifest(content, path)
         for array, facts in (content.get("arrays") or {}).items():
-            found[array] = StoredInput(path, (content.get("sources") or {}).get("features", ""))
+            if content.get("kind") == "input":
+                made_for = (content.get("sources") or {}).get("features", "")
+                found[array] = StoredInput(path, made_for)
             if facts.get("unit") is False:
                 as_they_are.add(array.removeprefix("query_"))
     return {"inputs": found, "as_they_are": frozenset(as_they_are)}
@@ -535,19 +564,20 @@ def _check_agreement(features: Features) -> None:
     """Raise UserError if tables and arrays differ in rows, or arrays in dimension."""
     queries, rows = len(features.task.queries), len(features.task.gallery)
     wanted = {"image": ("database images", features.database("image"), rows)}
-    for name, words in QUERY_WORDS.items():
+    composed = dict.fromkeys(features.query_files, "composed row") if features.is_composed else {}
+    for name, words in (composed or QUERY_WORDS).items():
         if name in features.query_files:
             count = _distinct_rows(features, name) or queries
             wanted[f"query {name}"] = (f"query {words}s", features.query_files[name], count)
         elif name == "text" or (name == "image" and features.image_row is None):
             features.query(name)
-    for name, file, count in wanted.values():
+    for key, (name, file, count) in wanted.items():
         if file.shape[0] != count:
             raise UserError(
                 f"{features.folder}: {file.shape[0]} rows of {name} but {count} in its table; "
                 "extract it again"
             )
-        if file.shape[1] != features.dim:
+        if file.shape[1] != features.dim and key != "query tokens":
             raise UserError(
                 f"{features.folder}: {name} have {file.shape[1]} dimensions, not {features.dim}; "
                 "extract it again"

@@ -20,15 +20,17 @@ from utils_metrics import measure, parse_measure, reduce
 from utils_task import Submission, Task
 
 
-def submission_files(task: Task, top_rows: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """What a run submits: file name -> text. top_rows: view -> rows (Q, K), best first, K >= k.
+def submission_files(
+    task: Task, top_rows: Mapping[str, np.ndarray], submissions: Sequence[Submission]
+) -> dict[str, str]:
+    """Some of a task's submissions: file name -> text.
 
-    Raises UserError if a list breaks the task's rules.
+    top_rows: view -> rows (Q, K), best first, K >= k. Raises UserError if a list breaks the rules.
     """
-    layouts = list_benchmarks()[task.name].submissions if task.submitted else {}
+    layouts = list_benchmarks()[task.name].submissions if submissions else {}
     return {
         s.file: format_submission(task, s, layouts[s.layout], top_rows[s.view][:, : s.k])
-        for s in task.submitted
+        for s in submissions
     }
 
 

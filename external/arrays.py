@@ -92,11 +92,17 @@ def _only_one(arrays: dict, path: Path):
 
 
 def in_task_order(
-    array: np.ndarray, ids: Path | None, known: Sequence[str], what: str, place: Path
+    array: np.ndarray,
+    ids: Path | None,
+    known: Sequence[str],
+    what: str,
+    place: Path,
+    blocks: Sequence[str] = (),
 ) -> tuple[np.ndarray, str]:
     """Rows in the data set's order, by their ids or, without ids, as they stand; and the rule.
 
-    Raises UserError for a wrong number of rows, and for unknown, repeated and missing ids.
+    blocks: what an error calls the block of each known row. Raises UserError for a wrong number of
+    rows, and for unknown, repeated and missing ids.
     """
     if ids is None:
         if len(array) != len(known):
@@ -115,7 +121,9 @@ def in_task_order(
     row_of[matched.rows] = np.arange(len(given))
     lost = [known[row] for row in np.flatnonzero(row_of < 0)]
     if lost:
-        raise UserError(f"{ids}: {len(lost)} {what} ids have no row, {first_three(lost)}")
+        whole = sorted({*blocks} - {blocks[row] for row in np.flatnonzero(row_of >= 0) if blocks})
+        named = f"; whole instances have none, {first_three(whole)}" if whole else ""
+        raise UserError(f"{ids}: {len(lost)} {what} ids have no row, {first_three(lost)}{named}")
     return array[row_of], matched.rule
 
 

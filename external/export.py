@@ -12,10 +12,28 @@ from external.ids import gallery_ids, query_ids
 from external.results import rows_to_rank
 from utils import UserError, write_csv, write_text
 from utils_evaluation import Evaluation
-from utils_task import Task
+from utils_task import Submission, Task
 
 WHOLE_BELOW = 10_000  # rows of a gallery that are exported all of them; of a larger one the first
 LARGE_K = 1_000
+
+
+SUBMITTED = ("cirr", "circo")  # kinds that are the files of a benchmark's evaluation server
+
+
+def exported_submissions(task: Task, kind: str, k: int | None) -> tuple[Submission, ...]:
+    """The submissions that a kind of export is of, none of another kind.
+
+    Raises UserError for a data set without such files, and for a number of rows, which is theirs.
+    """
+    if kind not in SUBMITTED:
+        return ()
+    if task.prompts != kind or not task.submissions:
+        raise UserError(f"--export {kind} is for the queries of {kind}, not of {task.name}")
+    if k is not None:
+        counts = " and ".join(str(submission.k) for submission in task.submissions)
+        raise UserError(f"--export_k has no effect with --export {kind}: its lists have {counts}")
+    return tuple(task.submissions)
 
 
 def export_rows(task: Task, k: int | None) -> int:
@@ -30,9 +48,11 @@ def write_export(folder: Path, evaluation: Evaluation, kind: str) -> list[Path]:
     trec: run.trec with scores that fall strictly (the number of rows behind, so that no tie rule of
     an evaluator matters), qrels.txt, ids.csv, and no_positives.txt where queries have none, which
     qrels cannot say. ranx: run.json and qrels.json. csv: run.csv with the method's own scores.
-    Rows that are not ranked are left out; an image that a query's gallery lists twice, with one
-    text, is listed once.
+    cirr, circo: the files of the evaluation server. Rows that are not ranked are left out; an image
+    that a query's gallery lists twice, with one text, is listed once.
     """
+    if kind in SUBMITTED:
+        return _write_submissions(folder, evaluation)
     same = _same_images(evaluation.task)
     if kind == "csv":
         columns = ["query_id", "gallery_id", "score"]
@@ -87,6 +107,17 @@ def once(rows: Sequence[int], same: Mapping[int, tuple[str, str]]) -> list[int]:
         shown = same.get(row, row)
         lowest[shown] = min(row, lowest.get(shown, row))
     return list(lowest.values())
+
+
+def _write_submissions(folder: Path, evaluation: Evaluation) -> list[Path]:
+    from utils_submissions import submission_files
+
+    task, written = evaluation.task, []
+    tops = {name: ranking.top_rows for name, ranking in evaluation.views.items()}
+    for name, text in submission_files(task, tops, task.submissions).items():
+        write_text(folder / name, text)
+        written.append(folder / name)
+    return written
 
 
 def _row_id(row: int) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from utils import UserError, open_text
-from utils_task import Task
+from utils_task import NO_SET, Task
 
 ROW_NUMBER = re.compile(r"(?:query_|gallery_|q|d)(\d{6,})")
 
@@ -35,6 +35,17 @@ def gallery_ids(task: Task) -> list[str]:
         count[path] = count.get(path, 0) + 1
     notes = task.gallery.note
     return [path if count[path] == 1 else f"{path}\t{notes[r]}" for r, path in enumerate(paths)]
+
+
+def gallery_blocks(task: Task) -> list[str]:
+    """The instance of each gallery row, of tasks that have instances; of others nothing."""
+    if "instance" not in task.queries.tags or (task.pool == NO_SET).any():
+        return []
+    names = [""] * len(task.gallery)
+    for name, pool in dict(zip(task.queries.tags["instance"], task.pool, strict=True)).items():
+        for row in task.sets[pool]:
+            names[row] = name
+    return names
 
 
 def _plain(text: str) -> str:

@@ -63,6 +63,7 @@ def read_rankings(paths: Sequence[Path], task: Task, allow_missing: bool) -> Ran
     scores = [np.empty(0)] * len(task.queries)
     for query, entries in zip(matched.rows, lists.values(), strict=True):
         rows[query], scores[query] = _ordered(entries, row_of, where, task.queries.key[query])
+    _refuse_excluded(rows, task, where)
     lines = (
         f"ranked lists of {len(given)} queries, {min(map(len, lists.values()))} to "
         f"{max(map(len, lists.values()))} rows each; query ids {matched.rule}, gallery ids "
@@ -78,6 +79,23 @@ def _refuse_missing(found: np.ndarray, task: Task, path: Path, allow_missing: bo
         raise UserError(
             f"{path}: {len(lost)} of {len(task.queries)} queries have no list, "
             f"{first_three(keys)}; complete the file, or let them score 0 with --allow_missing"
+        )
+
+
+def _refuse_excluded(rows: Sequence[np.ndarray], task: Task, path: Path) -> None:
+    """Raise UserError for lists that name what is never ranked: the query's own image."""
+    excluded = task.views[task.main_view].excluded
+    if excluded is None:
+        return
+    wrong = [
+        f"{task.queries.key[query]}: {task.gallery.path[row]}"
+        for query, own in enumerate(rows)
+        for row in np.intersect1d(own, task.rows_of(excluded, query))
+    ]
+    if wrong:
+        raise UserError(
+            f"{path}: {len(wrong)} lists name an image that is not ranked, as the query's own, "
+            f"{first_three(wrong)}; leave it out of the lists"
         )
 
 

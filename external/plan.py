@@ -14,7 +14,7 @@ from external.results import External, ExternalFiles, read_external
 from utils import file_safe, say
 from utils_backbones import Places
 from utils_evaluation import Evaluation, plan_columns
-from utils_plans import Output, Plan, write_runs
+from utils_plans import Output, Plan, mean_of_draws, write_runs
 from utils_retrieval import NoParameters
 from utils_runs import Run
 from utils_storage import Features, features_folder, without_features
@@ -100,16 +100,3 @@ def what_lists_decide(
         said = [f"the lists end at rank {shortest}: {', '.join(said)}"]
     values = {key: lists.values[key] for key in keys}
     return replace(lists, values=values, columns=columns), said
-
-
-def mean_of_draws(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, list[str]]:
-    """The mean over the draws of a system that draws, and the spread (N - 1) of each figure."""
-    first = evaluations[0]
-    if len(evaluations) == 1:
-        return first, []
-    values = {k: np.mean([e.values[k] for e in evaluations], axis=0) for k in first.values}
-    of = {name: [e.columns[name] for e in evaluations] for name in first.columns}
-    columns = {name: float(np.mean(found)) for name, found in of.items()}
-    spread = ", ".join(f"{name} +- {np.std(found, ddof=1):.2f}" for name, found in of.items())
-    said = [f"mean of {len(evaluations)} draws: {spread}; rankings are the first draw's"]
-    return replace(first, values=values, columns=columns), said

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from external.arrays import in_task_order, is_unit, read_embeddings
-from external.ids import gallery_ids, query_ids
+from external.ids import gallery_blocks, gallery_ids, query_ids
 from external.lists import RankedLists, read_rankings
 from utils import UserError, sha256_file
 from utils_pickles import map_array, one_line
-from utils_retrieval import Gallery, Method, NoParameters, Queries
+from utils_retrieval import Gallery, Method, NoParameters, Queries, late_interaction
 from utils_storage import ArrayRows, Features
 from utils_task import NO_SET, Task
 
@@ -92,6 +92,7 @@ def _of_embeddings(files: ExternalFiles, features: Features) -> External:
         gallery_ids(task),
         "gallery",
         files.gallery_embeddings[0],
+        gallery_blocks(task),
     )
     arrays, methods, lines = {}, [], []
     for draw, path in enumerate(files.query_embeddings):
@@ -176,20 +177,6 @@ class _EmbeddingScores:
             scores = late_interaction(query, rows, self.late)
         for _ in points:
             yield scores
-
-
-def late_interaction(query: Tensor, rows: Tensor, kind: str) -> Tensor:
-    """Scores (Q, N) of rows of T vectors: query (Q, T, D), rows (N, T, D).
-
-    "max": the best pair of vectors (CoVR-2 on CIRR); "maxsim": each query vector's best, summed
-    (ColBERT); "mean": of the mean vectors.
-    """
-    import torch
-
-    if kind == "mean":
-        return query.mean(1) @ rows.mean(1).T
-    best = torch.stack([(rows @ own.T).amax(1) for own in query])  # (Q, N, T)
-    return best.amax(2) if kind == "max" else best.sum(2)
 
 
 # ---------------------------------------------------------------------------------------------

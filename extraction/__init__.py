@@ -13,6 +13,7 @@ together from the parts, and the manifest is written last.
 
     flags.py                           the flags of create_features.py
     dataset.py, labelled.py, assets.py     what a command makes: its stages, its finished files
+    composed.py, embeddings.py         the same by systems of composed/; of embeddings there are
     inputs.py, asked.py, words.py      what methods read beside; words that contextualise texts
     job.py                             a job's run: parts, ranks, an end
     stage.py, encoding.py              the three kinds of stage; batches through the model

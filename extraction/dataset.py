@@ -16,8 +16,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from extraction.encoding import Settings
 from extraction.job import Job, Work
 from extraction.labelled import read_labelled
 from extraction.manifest import describe, identify, is_finished
-from extraction.parts import Parts, cut_ranges, drop_parts, write_array
+from extraction.parts import Parts, cut_ranges, drop_parts, write_array, write_arrays
 from extraction.reading import FileImages
 from extraction.remarks import remark_images, remark_texts, tell_remarks
 from extraction.stage import WHOLE, FileStage, Picture, Rows, Stage, Summary
@@ -41,8 +41,15 @@ from utils_storage import load_features
 from utils_task import Task, first_rows, save_task, without_images
 
 if TYPE_CHECKING:
+    from composed import ComposedEncoder
     from utils_features import Encoder
 
+ARRAYS = (
+    "database_image.npy",
+    "query_context_text.npy",
+    "query_image.npy",
+    "query_text.npy",
+)  # that --overwrite drops, whether or not they are made again
 BOX_COLUMNS = ("left", "upper", "right", "lower")
 NAMES_SHOWN = 5  # of missing images
 
@@ -137,14 +144,16 @@ def _boxes(boxes: np.ndarray | None, count: int) -> Iterable[tuple[int, ...]]:
     return [WHOLE] * count if boxes is None else map(tuple, boxes.tolist())
 
 
-def _hash(values: Iterable[object]) -> str:
+def hash_values(values: Iterable[object]) -> str:
+    """SHA-256 of what the values are printed as."""
     digest = hashlib.sha256()
     for value in values:
         digest.update(f"{value!r}\n".encode())
     return digest.hexdigest()
 
 
-def _distinct(values: Iterable[Sequence]) -> list:
+def distinct_values(values: Iterable[Sequence]) -> list:
+    """The distinct values of all queries, in order of first appearance."""
     return list(dict.fromkeys(value for own in values for value in own))
 
 
@@ -157,13 +166,15 @@ def _distinct(values: Iterable[Sequence]) -> list:
 class GalleryWork:
     """The gallery of a task; as a work of its own, that which several tasks share.
 
-    images: opens them; place: the folder they are below; features: the backbone's folder.
+    images: opens them; place: the folder they are below; features: the backbone's folder. columns:
+    the arrays of a row, where it is not database_image alone.
     """
 
     task: Task
     images: FileImages
     place: str
     features: Path
+    columns: Mapping[str, int] | None = None
 
     @property
     def folder(self) -> Path:
@@ -175,6 +186,10 @@ class GalleryWork:
         """How its images are encoded: see remark_images."""
         return "viewed" if self.images.viewed else "plain"
 
+    def of_system(self, encoder: ComposedEncoder) -> GalleryWork:
+        """The same, encoded by a system."""
+        return replace(self, columns=encoder.gallery_columns)
+
     @functools.cached_property
     def pictures(self) -> list[Picture]:
         """What each row shows."""
@@ -183,7 +198,8 @@ class GalleryWork:
     def stage(self, settings: Settings) -> FileStage:
         """The stage of the gallery's images."""
         rows, name = self.pictures, self.task.gallery.shared or self.task.name
-        return self.picture_stage("database_image", rows, f"gallery of {name}", settings)
+        stage = self.picture_stage("database_image", rows, f"gallery of {name}", settings)
+        return replace(stage, columns=self.columns)
 
     def picture_stage(
         self, name: str, pictures: Sequence[Picture], table: str, settings: Settings
@@ -198,7 +214,7 @@ class GalleryWork:
             units=cut_ranges(rows.count, settings.part_rows),
             # The files of a folder are too many to look at, so they are known by their place.
             fingerprint={
-                "rows": _hash(pictures),
+                "rows": hash_values(pictures),
                 "source": f"folder {self.place}",
                 "own_mode": self.images.own_mode,
                 "pixels": self.pixels,
@@ -217,20 +233,22 @@ class GalleryWork:
         boxed = any(box != WHOLE for _, box in self.pictures)
         rows = ((path, *box) if boxed else (path,) for path, box in kept)
         write_csv(folder / "database.csv", ["image_path", *(BOX_COLUMNS if boxed else ())], rows)
-        write_array(folder / "database_image.npy", stage, parts, dim, keep)
+        write_arrays(folder, stage, parts, dim, keep)
         return len(kept)
 
     def plan(self, settings: Settings, encoder: Encoder) -> Job:
         """The job of a shared gallery; no stages if it is finished."""
         manifest = describe(settings, encoder, "gallery", self.folder.name)
-        manifest |= {"sources": {}, "rows": _hash(self.pictures), "pixels": self.pixels}
+        rows = hash_values(self.pictures)
+        manifest |= {"sources": {}, "rows": rows, "pixels": self.pixels}
         stage, parts = self.stage(settings), Parts(self.folder / ".parts")
         done = is_finished(
             self.folder / "manifest.json", manifest, settings.overwrite, settings.skip_bad
         )
         if done:
             drop_parts(parts.folder)
-        names = ("manifest.json", "database.csv", "database_image.npy")
+        arrays = [f"{name}.npy" for name in stage.arrays]
+        names = ("manifest.json", "database.csv", *arrays)
         return Job(
             title=self.folder.name,
             parts=parts,
@@ -293,13 +311,13 @@ class TaskWork:
     @functools.cached_property
     def pictures(self) -> list[Picture]:
         """The distinct query images; none where all of them are in the gallery."""
-        distinct = _distinct(query_pictures(self.task))
+        distinct = distinct_values(query_pictures(self.task))
         return [] if set(distinct) <= set(self.gallery.pictures) else distinct
 
     @functools.cached_property
     def phrases(self) -> list[str]:
         """The distinct query texts."""
-        return _distinct(query_phrases(self.task))
+        return distinct_values(query_phrases(self.task))
 
     def plan(self, settings: Settings, encoder: Encoder) -> Job:
         """The job of a task; no stages if it is finished."""
@@ -308,14 +326,19 @@ class TaskWork:
         rows = [self.gallery.pictures, query_pictures(self.task), query_phrases(self.task)]
         manifest |= {"sources": sources, "context_words": len(self.words.words)}
         manifest |= {"pixels": self.gallery.pixels}
-        manifest |= {"rows": _hash(row for part in rows for row in part)}
+        manifest |= {"rows": hash_values(row for part in rows for row in part)}
+        return self._job(manifest, self._stages(settings), settings, encoder)
+
+    def _job(
+        self, manifest: dict, stages: list[Stage], settings: Settings, encoder: Encoder
+    ) -> Job:
         path, parts = self.folder / "manifest.json", Parts(self.folder / ".parts")
-        stages = self._stages(settings)
+        arrays = [f"{name}.npy" for stage in stages for name in stage.arrays]
         covers = functools.partial(self._covers, settings.backbone)
         if is_finished(path, manifest, settings.overwrite, settings.skip_bad, covers=covers):
             drop_parts(parts.folder)
             stored = read_manifest(path)
-            if stored["sources"] == sources:
+            if stored["sources"] == manifest["sources"]:
                 self._renew(stored.get("skipped") or [])
             stages = []
         return Job(
@@ -327,8 +350,7 @@ class TaskWork:
                 path,
                 *(self.folder / name for name in ("task.json", "task.npz")),
                 *(self.folder / f"{split}.csv" for split in ("query", "database")),
-                *(self.folder / f"{n}_image.npy" for n in ("query", "database")),
-                *(self.folder / f"query_{n}.npy" for n in ("context_text", "text")),
+                *(self.folder / name for name in sorted({*ARRAYS, *arrays})),
             ],
             finish=functools.partial(self._finish, parts, stages, manifest, encoder),
         )
@@ -347,7 +369,7 @@ class TaskWork:
 
     def query_stage(self, name: str, settings: Settings) -> tuple[FileStage, dict[Picture, int]]:
         """A stage of the distinct query images, and the item of each."""
-        distinct = _distinct(query_pictures(self.task))
+        distinct = distinct_values(query_pictures(self.task))
         table = f"queries of {self.task.name}"
         stage = self.gallery.picture_stage(name, distinct, table, settings)
         return stage, dict(zip(distinct, stage.rows.item_of_row.tolist(), strict=True))
@@ -356,7 +378,9 @@ class TaskWork:
         table = f"queries of {self.task.name}"
         numbers = range(1, len(self.phrases) + 1)
         texts = Rows.of(self.phrases, table, numbers)
-        stages = list(self.words.stages(texts, {"rows": _hash(self.phrases)}, settings.part_rows))
+        stages = list(
+            self.words.stages(texts, {"rows": hash_values(self.phrases)}, settings.part_rows)
+        )
         if self.pictures:
             images = self.gallery.picture_stage("query_image", self.pictures, table, settings)
             stages.insert(0, images)
@@ -379,18 +403,8 @@ class TaskWork:
         arrays = {stage.name: stage for stage in stages}
         with publishing(parts.folder / "finished", self.folder, last="manifest.json") as staging:
             if "database_image" in arrays:
-                stage = arrays["database_image"]
-                self.gallery.write(staging, stage, parts, encoder.dim, missing)
-            images, shown = self._used(self.pictures, query_pictures(task))
-            texts, said = self._used(self.phrases, query_phrases(task))
-            for name, keep in {"image": images, "text": texts, "context_text": texts}.items():
-                if f"query_{name}" in arrays:
-                    stage = arrays[f"query_{name}"]
-                    write_array(staging / f"query_{name}.npy", stage, parts, encoder.dim, keep)
-            if not self.pictures:
-                shown = _rows_in(gallery_pictures(task), query_pictures(task))
-            rows = zip(task.queries.key, shown, said, strict=True)
-            write_csv(staging / "query.csv", ["key", "image_row", "text_row"], rows)
+                self.gallery.write(staging, arrays["database_image"], parts, encoder.dim, missing)
+            self._write_queries(staging, task, arrays, parts, encoder.dim)
             save_task(task, staging)
             counts = {"query": len(task.queries), "database": len(task.gallery)}
             manifest = manifest | {"counts": counts, "skipped": skipped}
@@ -408,13 +422,28 @@ class TaskWork:
         remarks = remark_texts(encoder, rows, self.words.words, images)
         return {"query": remarks} if remarks else {}
 
+    def _write_queries(
+        self, staging: Path, task: Task, arrays: Mapping[str, Stage], parts: Parts, dim: int
+    ) -> None:
+        """Write the arrays of the queries of a task, and the table of their rows."""
+        images, shown = self._used(self.pictures, query_pictures(task))
+        texts, said = self._used(self.phrases, query_phrases(task))
+        for name, keep in {"image": images, "text": texts, "context_text": texts}.items():
+            if f"query_{name}" in arrays:
+                stage = arrays[f"query_{name}"]
+                write_array(staging / f"query_{name}.npy", stage, parts, dim, keep)
+        if not self.pictures:
+            shown = rows_in(gallery_pictures(task), query_pictures(task))
+        rows = zip(task.queries.key, shown, said, strict=True)
+        write_csv(staging / "query.csv", ["key", "image_row", "text_row"], rows)
+
     @staticmethod
     def _used(distinct: list, asked: list[Sequence]) -> tuple[np.ndarray, list[str]]:
         """Which of the distinct pictures or texts the queries use, bool; and each query's rows."""
-        used = set(_distinct(asked))
+        used = set(distinct_values(asked))
         keep = np.array([value in used for value in distinct], bool)
         kept = [value for value in distinct if value in used]
-        return keep, _rows_in(kept, asked) if kept else []
+        return keep, rows_in(kept, asked) if kept else []
 
     def _renew(self, skipped: list[dict]) -> None:
         """Write the task of finished features again if it is judged otherwise than it was then."""
@@ -432,7 +461,7 @@ class TaskWork:
             print(f"{self.folder}: the task was written anew; its features are as they were")
 
 
-def _rows_in(values: Sequence, asked: Iterable[Sequence]) -> list[str]:
+def rows_in(values: Sequence, asked: Iterable[Sequence]) -> list[str]:
     """The rows of each query's values, as query.csv has them: numbers, blanks between."""
     row_of = {value: row for row, value in reversed(list(enumerate(values)))}
     return [" ".join(str(row_of[value]) for value in own) for own in asked]

@@ -17,6 +17,7 @@ from extraction.reading import Chunk
 from utils import UserError
 
 if TYPE_CHECKING:
+    from composed import Options
     from extraction.stage import ImageStage, Stage
     from utils_features import Encoder
 
@@ -28,7 +29,8 @@ class Settings:
     backbone, precision, save_dtype: see the flags; batch: images or texts encoded at once;
     part_rows: images or texts a unit; workers: processes that read; skip_bad: leave out images
     that cannot be read; timeout: seconds of silence after which another rank counts as dead;
-    patience: seconds without an image after which the workers count as stuck.
+    patience: seconds without an image after which the workers count as stuck. system: what a system
+    of composed/ is told, None for a backbone of images and texts.
     """
 
     backbone: str
@@ -41,6 +43,7 @@ class Settings:
     overwrite: bool
     timeout: float
     patience: float = 600
+    system: Options | None = None
 
 
 @dataclass
@@ -89,6 +92,7 @@ class OpenUnit:
     """A unit under way: the batch being filled, and what waits to be written."""
 
     buffer: torch.Tensor | None = None  # (batch, 3, H, W), pinned where there is a GPU
+    pictures: list = field(default_factory=list)  # instead, of a model that takes images
     filled: int = 0
     names: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
@@ -98,13 +102,26 @@ class OpenUnit:
     covered: list[int] = field(default_factory=list)
     unmatched: int = 0
 
-    def fill(self, images: torch.Tensor, names: list[str], batch: int, pin: bool) -> None:
-        if self.buffer is None:
-            shape = (batch, *images.shape[1:])
-            self.buffer = torch.empty(shape, dtype=images.dtype, pin_memory=pin)
-        self.buffer[self.filled : self.filled + len(images)] = images
+    def fill(
+        self, images: torch.Tensor | np.ndarray | list, names: list[str], batch: int, pin: bool
+    ) -> None:
+        if isinstance(images, list):
+            self.pictures += images
+        else:
+            images = torch.as_tensor(images)
+            if self.buffer is None:
+                shape = (batch, *images.shape[1:])
+                self.buffer = torch.empty(shape, dtype=images.dtype, pin_memory=pin)
+            self.buffer[self.filled : self.filled + len(images)] = images
         self.filled += len(images)
         self.names += names
+
+    def take_batch(self) -> torch.Tensor | list:
+        """The batch as far as it is filled."""
+        if self.buffer is not None:
+            return self.buffer[: self.filled]
+        pictures, self.pictures = self.pictures, []
+        return pictures
 
     def take_part(self, dim: int, dtype: str) -> Part:
         """What waits to be written, which then waits no more."""
@@ -147,7 +164,7 @@ class ImageBatches:
     def save(self, name: str, unit: Unit) -> None:
         """Write what a unit has encoded and not yet written, as the part of that name."""
         opened = self.opened.get(unit.name, OpenUnit())
-        dim, dtype = self.run.encoder.dim, self.stage.dtype
+        dim, dtype = self.stage.width(self.run.encoder), self.stage.dtype
         self.run.save(self.stage, name, opened.take_part(dim, dtype))
 
     def close_early(self) -> None:
@@ -178,7 +195,7 @@ class ImageBatches:
         if chunk.images is not None:
             with run.clock.measure("waiting for data"):
                 pin = run.encoder.device.type == "cuda"
-                unit.fill(torch.as_tensor(chunk.images), chunk.names, run.settings.batch, pin)
+                unit.fill(chunk.images, chunk.names, run.settings.batch, pin)
         unit.ids += chunk.ids
         unit.bad += chunk.bad
         unit.odd += chunk.odd
@@ -186,9 +203,8 @@ class ImageBatches:
         unit.unmatched += chunk.unmatched
         if chunk.full and unit.filled:
             with run.clock.measure("encoding"):
-                images, half = unit.buffer[: unit.filled], self.stage.half_pixels
-                features = run.encoder.encode_images(images, half).numpy()
-            ids = unit.ids[-unit.filled :]
+                ids = unit.ids[-unit.filled :]
+                features = self.stage.features(run.encoder, unit.take_batch(), ids)
             unit.features.append(settle(self.stage, features, unit.names, ids))
             run.clock.images += unit.filled
             unit.filled, unit.names = 0, []

@@ -19,7 +19,8 @@ KINDS = ("corpus", "mean", "synthetic")
 class Flag:
     """A flag: its meaning, and where it has an effect.
 
-    kinds: of --dataset ("dataset": of any data set), "from_pkl" and "inputs" with those flags.
+    kinds: of --dataset ("dataset": of any data set), "from_pkl", "from_embeddings", "inputs" with
+    those flags, "system" with a --backbone of composed/.
     default: what it is where it is not given; options: what else argparse is told of it.
     """
 
@@ -36,7 +37,7 @@ def flag(text: str, kinds: str, default: object = None, **options) -> Flag:
 
 IMAGES = "dataset mean synthetic"
 ENCODE = f"{IMAGES} corpus"
-ALL = f"{ENCODE} from_pkl"
+ALL = f"{ENCODE} from_pkl from_embeddings"
 
 # What argparse is told of a number of things, of seconds, of a folder.
 COUNT = {"type": positive, "metavar": "N"}
@@ -49,6 +50,7 @@ def list_flags() -> dict[str, dict[str, Flag]]:
     return {
         "what to encode": _what(),
         "what further methods read": _inputs(),
+        "systems with networks of their own": _systems(),
         "how": _how(),
         "where things are": _where(),
     }
@@ -67,7 +69,12 @@ def _what() -> dict[str, Flag]:
             "dataset",
             choices=("folder", "wds"),
         ),
-        "backbone": flag("clip, siglip, tiny or any open_clip model (default: clip)", ALL, "clip"),
+        "backbone": flag(
+            "clip, siglip, tiny or any open_clip model; or a system with a network of its own, as "
+            "magiclens:FILE (default: clip)",
+            ALL,
+            "clip",
+        ),
         "preprocess": flag(
             "the model's own, or TargetPad before it: images wider or taller than 1.25 are "
             "padded with zeros to that ratio (SEARLE, CIReVL, CVSI); its features are those of "
@@ -95,6 +102,12 @@ def _what() -> dict[str, Flag]:
             "from_pkl",
             **FOLDER,
         ),
+        "from_embeddings": flag(
+            "take the embeddings under DIR, .npy files or clip-retrieval folders, as the features "
+            "of the data set; encodes nothing",
+            "from_embeddings",
+            **FOLDER,
+        ),
     }
 
 
@@ -108,7 +121,39 @@ def _inputs() -> dict[str, Flag]:
         ),
         "phi": flag("checkpoint of an image-to-word network", "inputs", type=Path, metavar="FILE"),
         "prompt": flag(
-            "in place of the published one, e.g. 'a $ {caption}'", "inputs", metavar="TEXT"
+            "in place of the published form of texts, e.g. 'a $ {caption}'",
+            "inputs system",
+            metavar="TEXT",
+        ),
+    }
+
+
+def _systems() -> dict[str, Flag]:
+    return {
+        "gallery_weights": flag(
+            "covr, covr2: the checkpoint that encodes the gallery",
+            "system",
+            type=Path,
+            metavar="FILE",
+        ),
+        "tokens": flag(
+            "covr2: keep the vectors of every token too, for --method composed_tokens",
+            "system",
+            action="store_true",
+        ),
+        "seeds": flag(
+            "compodiff: seeds of its draws, one query array each (default: 0)",
+            "system",
+            type=not_negative,
+            nargs="+",
+            metavar="N",
+        ),
+        "query_prompt": flag("st: the instruction of queries", "system", metavar="TEXT"),
+        "gallery_prompt": flag("st: the instruction of gallery images", "system", metavar="TEXT"),
+        "trust_remote_code": flag(
+            "st: run the code that lies beside the model (default: refuse it)",
+            "system",
+            action="store_true",
         ),
     }
 
@@ -133,7 +178,7 @@ def _how() -> dict[str, Flag]:
         "precision": flag("arithmetic (default: fp32)", ENCODE, "fp32", choices=tuple(PRECISIONS)),
         "save_dtype": flag(
             "type of the database features on disk (default: float32)",
-            "dataset",
+            "dataset from_embeddings",
             "float32",
             choices=("float32", "float16"),
         ),
@@ -188,11 +233,14 @@ def _how() -> dict[str, Flag]:
 def _where() -> dict[str, Flag]:
     return {
         "data_dir": flag(
-            "data sets and image means (default: data)", "dataset mean", Path("data"), **FOLDER
+            "data sets and image means (default: data)",
+            "dataset mean from_embeddings",
+            Path("data"),
+            **FOLDER,
         ),
         "features_dir": flag(
             "where features go (default: features)",
-            "dataset corpus from_pkl",
+            "dataset corpus from_pkl from_embeddings",
             Path("features"),
             **FOLDER,
         ),

@@ -67,10 +67,18 @@ def make_features(
     if sys.stderr.isatty():
         say(f"loading {settings.backbone}", error=True)
     with in_plain_words():
-        encoder = load_encoder(settings.backbone, device, settings.precision)
+        encoder = _load(settings, device)
     for work in works:
         job = work.plan(settings, encoder)
         yield job, run_job(job, encoder, settings, ranks) if job.stages else None
+
+
+def _load(settings: Settings, device: torch.device) -> Encoder:
+    if settings.system is None:
+        return load_encoder(settings.backbone, device, settings.precision)
+    from composed import load_composed
+
+    return load_composed(settings.backbone, settings.system, device, settings.precision)
 
 
 def run_job(job: Job, encoder: Encoder, settings: Settings, ranks: Ranks) -> Clock | None:

@@ -22,7 +22,7 @@ from extraction.parts import (
     drop_parts,
     shard_sizes,
     shard_units,
-    write_array,
+    write_arrays,
 )
 from extraction.reading import FileImages, index_samples
 from extraction.reference import write_reference_dataset
@@ -64,10 +64,17 @@ class LabelledWork:
 
     def plan(self, settings: Settings, encoder: Encoder) -> Job:
         """The job of a data set; no stages if it is finished."""
-        manifest = describe(settings, encoder, "dataset", self.name, self.limit)
-        manifest["sources"] = {a.path.name: a.sha256 for a in self.annotations.values()}
+        manifest = self._describe(settings, encoder)
         manifest["sources"][self.words.path.name] = self.words.sha256
-        manifest |= {"context_words": len(self.words.words), "pixels": self.pixels}
+        manifest["context_words"] = len(self.words.words)
+        return self._job(manifest, settings, encoder)
+
+    def _describe(self, settings: Settings, encoder: Encoder) -> dict:
+        manifest = describe(settings, encoder, "dataset", self.name, self.limit)
+        sources = {a.path.name: a.sha256 for a in self.annotations.values()}
+        return manifest | {"sources": sources, "pixels": self.pixels}
+
+    def _job(self, manifest: dict, settings: Settings, encoder: Encoder) -> Job:
         path, parts = self.folder / "manifest.json", Parts(self.folder / ".parts")
         stages = self._stages(settings)
         covers = functools.partial(self._covers, settings.backbone)
@@ -75,7 +82,7 @@ class LabelledWork:
             drop_parts(parts.folder)
             stages = []
         names = ["manifest.json", *(f"{split}.csv" for split in SPLITS)]
-        names += [f"{stage.name}.npy" for stage in stages]
+        names += [f"{name}.npy" for stage in stages for name in stage.arrays]
         return Job(
             title=self.name,
             parts=parts,
@@ -173,8 +180,7 @@ class LabelledWork:
     ) -> None:
         """Write the tables, the arrays and, last, the manifest."""
         kept = {split: summaries[f"{split}_image"] for split in SPLITS}
-        query = self.annotations["query"]
-        said = remark_texts(encoder, self._texts, self.words.words, query.image_paths)
+        said = self._remark_texts(encoder)
         manifest = manifest | {
             **remark_images(self.pixels, summaries),
             "texts": {"query": said} if said else {},
@@ -190,9 +196,13 @@ class LabelledWork:
                 write_csv(staging / f"{split}.csv", LABELS, chosen)
             for stage in stages:
                 keep = kept[stage.name.partition("_")[0]].keep
-                write_array(staging / f"{stage.name}.npy", stage, parts, encoder.dim, keep)
+                write_arrays(staging, stage, parts, encoder.dim, keep)
             write_json(staging / "manifest.json", manifest)
         tell_remarks(manifest)
+
+    def _remark_texts(self, encoder: Encoder) -> dict:
+        paths = self.annotations["query"].image_paths
+        return remark_texts(encoder, self._texts, self.words.words, paths)
 
     def export(self) -> list[Path]:
         """Write the reference's pickles beside finished features."""

@@ -39,12 +39,17 @@ def describe(
         "model": encoder.identity,
         "precision": settings.precision,
         "save_dtype": settings.save_dtype,
-        "versions": {
-            "toolkit": code_version(),
-            "python": platform.python_version(),
-            **{package.removesuffix("_torch"): _version(package) for package in PACKAGES},
-        },
+        "versions": list_versions(),
         "limit": limit,
+    }
+
+
+def list_versions() -> dict[str, str | None]:
+    """The versions of the toolkit, of Python and of what features depend on."""
+    return {
+        "toolkit": code_version(),
+        "python": platform.python_version(),
+        **{package.removesuffix("_torch"): _version(package) for package in PACKAGES},
     }
 
 

@@ -147,8 +147,24 @@ def drop_parts(folder: Path) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def write_array(path: Path, stage: Stage, parts: Parts, dim: int, keep: np.ndarray) -> None:
-    """Write a stage's rows (those to keep) to a .npy file, one part in memory at a time."""
+def write_arrays(folder: Path, stage: Stage, parts: Parts, dim: int, keep: np.ndarray) -> None:
+    """Write a stage's rows (those to keep) to the .npy files of its arrays, side by side in them.
+
+    dim: the width of the one array of a stage that names none.
+    """
+    first = 0
+    for name, width in (stage.columns or {stage.name: dim}).items():
+        write_array(folder / f"{name}.npy", stage, parts, width, keep, first)
+        first += width
+
+
+def write_array(
+    path: Path, stage: Stage, parts: Parts, dim: int, keep: np.ndarray, first: int = 0
+) -> None:
+    """Write a stage's rows (those to keep) to a .npy file, one part in memory at a time.
+
+    Of their numbers those from `first` on, `dim` of them.
+    """
     item_of_row, items = stage.rows.item_of_row, len(stage.rows.items)
     rows_by_item = np.argsort(item_of_row, kind="stable")
     starts = np.searchsorted(item_of_row[rows_by_item], np.arange(items + 1))
@@ -162,7 +178,7 @@ def write_array(path: Path, stage: Stage, parts: Parts, dim: int, keep: np.ndarr
         file.truncate(offset + int(keep.sum()) * dim * dtype.itemsize)
         for part in parts.read(stage):
             fresh = ~filled[part.ids]
-            ids, features = part.ids[fresh], part.features[fresh]
+            ids, features = part.ids[fresh], part.features[fresh, first : first + dim]
             filled[ids] = True
             counts = starts[ids + 1] - starts[ids]
             source = np.repeat(np.arange(len(ids)), counts)

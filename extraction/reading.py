@@ -39,7 +39,7 @@ SEMAPHORES_SHARED = 12  # of the queue of results and the events, and some to sp
 @dataclass
 class Chunk:
     """Some images of one unit, preprocessed. images: (k, 3, H, W), or None if k is 0; an array
-    where there is no shared memory for a tensor.
+    where there is no shared memory for a tensor; a list where they are left as images.
 
     batch: the number of their batch in the unit; full: that batch ends here; last: the unit does.
     odd, covered, unmatched: see Part. error: a reason to stop.
@@ -78,7 +78,7 @@ class Chunk:
 
     def close(self) -> Chunk:
         """This chunk, its images one tensor or array, ready to go to another process."""
-        if self.images:
+        if self.images and isinstance(self.images[0], torch.Tensor):
             self.images = torch.stack(self.images)
             if torch.utils.data.get_worker_info():
                 self.images = _hand_over(self.images)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from extraction.encoding import ImageBatches, Run, settle
-from extraction.parts import Part, Parts, Unit
+from extraction.parts import Part, Parts, Unit, cut_ranges
 from extraction.reading import (
     EverySample,
     FileChunks,
@@ -20,6 +21,11 @@ from extraction.reading import (
     load_chunks,
 )
 from utils import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from utils_features import Encoder
 
 WHOLE = (0, 0, 0, 0)  # the box of a whole image
 
@@ -183,7 +189,8 @@ class Stage:
     """Rows of features to make, in units.
 
     name: of its array and of its folder of parts; fingerprint: what its parts depend on, with the
-    sizes of each unit's shards under "shards"; dtype: of the features on disk.
+    sizes of each unit's shards under "shards"; dtype: of the features on disk. columns: the arrays
+    that a row is cut into, name -> width, where it is not one of the stage's name.
     """
 
     name: str
@@ -191,6 +198,12 @@ class Stage:
     units: list[Unit]
     fingerprint: dict
     dtype: str = "float32"
+    columns: Mapping[str, int] | None = None
+
+    @property
+    def arrays(self) -> list[str]:
+        """The names of its arrays."""
+        return list(self.columns or [self.name])
 
     def encode(self, units: list[Unit], run: Run) -> None:
         """Encode these units and write their parts."""
@@ -206,9 +219,35 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageStage(Stage):
-    """Images. half_pixels: encoded with their pixels rounded, see Encoder.encode_images."""
+    """Images. half_pixels: encoded with their pixels rounded, see Encoder.encode_images.
+
+    texts: of composed queries, the text of each item; none: the items are images alone.
+    """
 
     half_pixels: bool = False
+    texts: Sequence[str] = ()
+
+    def of_items(self, items: Sequence[int], size: int, **changes) -> ImageStage:
+        """A stage with these changes, whose item i shows what this one's items[i] shows.
+
+        size: of its units, where these are ranges of items.
+        """
+        raise NotImplementedError
+
+    def preprocess(self, encoder: Encoder) -> Callable:
+        """How its images are preprocessed."""
+        return encoder.query_preprocess if self.texts else encoder.preprocess
+
+    def width(self, encoder: Encoder) -> int:
+        """How many numbers a row has."""
+        return sum(self.columns.values()) if self.columns else encoder.dim
+
+    def features(self, encoder: Encoder, images: Tensor | list, items: list[int]) -> np.ndarray:
+        """The rows of preprocessed images (B, ...), which show these items: (B, width) float32."""
+        if self.texts:
+            texts = [self.texts[item] for item in items]
+            return encoder.encode_queries(images, texts, items).numpy()
+        return encoder.encode_images(images, self.half_pixels).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +260,13 @@ class FileStage(ImageStage):
     images: FileImages
     boxes: np.ndarray | None = None
 
+    def of_items(self, items: Sequence[int], size: int, **changes) -> FileStage:
+        units = cut_ranges(len(items), size)
+        boxes = None if self.boxes is None else self.boxes[np.asarray(items)]
+        return replace(self, units=units, boxes=boxes, **changes)
+
     def encode(self, units: list[Unit], run: Run) -> None:
-        dataset = FileChunks(self.images, run.encoder.preprocess)
+        dataset = FileChunks(self.images, self.preprocess(run.encoder))
         orders = FileOrders(self.rows.items, self.boxes, units, run.settings.batch)
         settings = run.settings
         chunks = load_chunks(dataset, settings.workers, settings.patience, sampler=orders)
@@ -248,12 +292,15 @@ class ShardStage(ImageStage):
     whole: bool = True
     viewed: bool = False
 
+    def of_items(self, items: Sequence[int], size: int, **changes) -> ShardStage:
+        samples = replace(self.samples, item_of_row=changes["rows"].item_of_row)
+        return replace(self, samples=samples, **changes)
+
     def encode(self, units: list[Unit], run: Run) -> None:
         workers = min(run.settings.workers, len(units))
         done = self._batches_done(run.parts)
-        dataset = ShardChunks(
-            units, self.samples, run.encoder.preprocess, run.settings.batch, done, self.viewed
-        )
+        preprocess, batch = self.preprocess(run.encoder), run.settings.batch
+        dataset = ShardChunks(units, self.samples, preprocess, batch, done, self.viewed)
         chunks = load_chunks(dataset, workers, run.settings.patience)
         batches, covered = ImageBatches(self, run), np.zeros(len(self.rows), bool)
         for chunk in batches.encode(chunks, self._count(units)):

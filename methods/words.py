@@ -176,11 +176,20 @@ def fill_prompts(
     prompts: Sequence[str], mark: str, task: Task, more: Mapping[str, Sequence[str]]
 ) -> list[tuple[str, ...]]:
     """The texts of each query: each prompt with the query's texts in it. more: texts by name."""
-    known = {**task_texts(task), **more}
+    return fill_forms(prompts, mark, {**task_texts(task), **more})
+
+
+def fill_forms(
+    prompts: Sequence[str], mark: str, known: Mapping[str, Sequence[str]]
+) -> list[tuple[str, ...]]:
+    """For each query, each prompt with the query's texts in it. known: Q texts by name.
+
+    Raises UserError for a prompt without the mark ("": none is due), or with an unknown name.
+    """
     for prompt in prompts:
         _check_prompt(prompt, mark, known)
     filled = []
-    for row in range(len(task.queries)):
+    for row in range(len(next(iter(known.values())))):
         own = {name: texts[row] for name, texts in known.items()}
         filled.append(tuple(prompt.format(**own) for prompt in prompts))
     return filled

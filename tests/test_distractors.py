@@ -149,7 +149,10 @@ def many():
         encode_texts=encode,
     )
     runs = []
+    served = {"image", "cvsi_caption"}
     for name, method in list_methods().items():
+        if not served.issuperset(method.gallery_reads):
+            continue
         for number, given in enumerate(SETTINGS.get(name, [{}])):
             runs.append(Run(method, method.parameters(**given), f"{name} {number}"))
     alone, joined = two_ways(features, made["image"], {"cvsi_caption": made["cvsi_caption"]})

@@ -110,7 +110,7 @@ def test_embeddings_by_id_in_any_order_and_several_draws(world, features, own, t
 def test_late_interaction_is_its_definition(kind):
     import torch
 
-    from external.results import late_interaction
+    from utils_retrieval import late_interaction
 
     generator = torch.Generator().manual_seed(0)
     query, rows = (torch.randn(n, 3, 5, generator=generator) for n in (4, 6))
@@ -275,6 +275,27 @@ def text_file(name: str, content: str):
     return write
 
 
+def gallery_rows(change):
+    """Embeddings with an ids file of the gallery, changed: rows are named by their numbers."""
+
+    def write(folder: Path, features) -> list:
+        names = [f"gallery_{row:06d}" for row in range(len(features.task.gallery))]
+        names = change(names, features)
+        (folder / "ids.txt").write_text("\n".join(names))
+        flags = embeddings()(folder, features)
+        save(folder / "g.npy", np.ones((len(names), 96), np.float32))
+        return [*flags, "--gallery_ids", folder / "ids.txt"]
+
+    return write
+
+
+def without_an_instance(names: list[str], features) -> list[str]:
+    """Ids without those of all rows that the first query searches, and of one row more."""
+    own = set(features.task.sets[features.task.pool[0]].tolist())
+    other = next(row for row in range(len(names)) if row not in own)
+    return [name for row, name in enumerate(names) if row not in own and row != other]
+
+
 MISTAKES = {
     "nothing": (lambda f, w: [], "--external takes one of"),
     "two kinds": (lambda f, w: ["--scores", "a", "--rankings", "b"], "--external takes one of"),
@@ -313,6 +334,19 @@ MISTAKES = {
     "a NaN score": (matrix_with(np.nan), "query 4 has a NaN"),
     "rows too many": (embeddings(rows=3), "73 rows, but the data set has 70 query rows"),
     "another width": (embeddings(width=12), "they come from different models"),
+    "gallery rows without a vector": (
+        gallery_rows(without_an_instance),
+        "gallery ids have no row, the first",
+    ),
+    "a whole instance": (gallery_rows(without_an_instance), "; whole instances have none, "),
+    "an unknown gallery row": (
+        gallery_rows(lambda names, features: [*names[:-1], "nothing.jpg"]),
+        "gallery ids are unknown to the data set, 'nothing.jpg'",
+    ),
+    "a gallery row twice": (
+        gallery_rows(lambda names, features: [*names, names[4]]),
+        "1 ids are given twice, 'gallery_000004'",
+    ),
     "a NaN": (embeddings(value=np.nan), "70 rows hold NaN or infinity, the first 1, 2, 3"),
     "a zero row": (embeddings(zero=41), "row 42 is zero"),
 }
@@ -332,6 +366,15 @@ def test_a_mistake_is_one_line_and_nothing_is_written(world, features, tmp_path,
     assert not out.exists()
 
 
+def test_constant_and_tied_scores_are_told(world, features, tmp_path):
+    scores = np.zeros((len(features.task.queries), len(features.task.gallery)))
+    scores[1:, ::2] = 1
+    done = judge(world, "--external", "flat", "--scores", save(tmp_path / "s.npy", scores))
+    assert done.returncode == 0, done.stderr
+    assert "warning: 1 queries have one score for every row" in done.stderr
+    assert "a positive ties with a negative" in done.stderr
+
+
 def test_missing_queries_score_0_where_that_is_allowed(world, features, tmp_path):
     lists = ranked_lists(features, None)
     gone = [lists.pop(f"query_{n:06d}") for n in range(35)]
@@ -349,22 +392,48 @@ def test_missing_queries_score_0_where_that_is_allowed(world, features, tmp_path
 # --- export ------------------------------------------------------------------------------------
 
 
-def test_an_exported_run_read_back_is_the_run_itself(world, tmp_path):
-    flags = ("--method", "product", "--results_dir", tmp_path)
-    done = judge(world, *flags, "--export", "trec")
+@pytest.fixture(scope="module")
+def exported(world, tmp_path_factory) -> Path:
+    """The folder of a run that was exported in every form, one after the other."""
+    results = tmp_path_factory.mktemp("exported")
+    for kind in ("csv", "ranx", "trec"):
+        done = judge(world, "--method", "product", "--results_dir", results, "--export", kind)
+        assert done.returncode == 0, done.stderr
+    return results / "icir" / "product"
+
+
+@pytest.mark.parametrize("name", ["run.trec", "run.json", "run.csv"])
+def test_an_exported_run_read_back_is_the_run_itself(world, exported, tmp_path, name):
+    flags = ("--rankings", exported / name, "--results_dir", tmp_path)
+    done = judge(world, "--external", "back", *flags)
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "icir" / "product"
-    lines = (folder / "run.trec").read_text().splitlines()
+    back = (tmp_path / "icir/external_back/APs.csv").read_text()
+    assert back == (exported / "APs.csv").read_text()
+
+
+def test_scores_of_a_trec_run_fall_strictly(exported):
+    lines = (exported / "run.trec").read_text().splitlines()
     scores = [(line.split()[0], int(line.split()[4])) for line in lines]
     assert all(b[1] == a[1] - 1 for a, b in pairwise(scores) if a[0] == b[0])
-    done = judge(
-        world, "--external", "back", "--rankings", folder / "run.trec", "--results_dir", tmp_path
-    )
+
+
+def test_pytrec_eval_gives_our_standard_ap_of_each_query(world, exported, tmp_path):
+    """AP-S without cut-off, and with one where a query has no more positives than it."""
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    flags = ("--method", "product", "--metrics", "AP-S", "AP-S@5", "--results_dir", tmp_path)
+    done = judge(world, *flags)
     assert done.returncode == 0, done.stderr
-    own, back = (
-        (tmp_path / "icir" / name / "APs.csv").read_text() for name in ("product", "external_back")
-    )
-    assert back == own
+    with open(tmp_path / "icir/product/APs.csv", newline="") as file:
+        ours = list(csv.DictReader(file))
+    run, qrels = (json.loads((exported / n).read_text()) for n in ("run.json", "qrels.json"))
+    judge_of = pytrec_eval.RelevanceEvaluator(qrels, {"map", "map_cut.5"})
+    theirs = judge_of.evaluate({q: {d: float(s) for d, s in own.items()} for q, own in run.items()})
+    assert len(theirs) == len(qrels) > 50
+    for query, measures in theirs.items():
+        row, n = ours[int(query[1:])], len(qrels[query])
+        assert float(row["AP-S"]) == pytest.approx(measures["map"], abs=1e-6)
+        cut = measures["map_cut_5"] * n / min(n, 5)
+        assert float(row["AP-S@5"]) == pytest.approx(cut, abs=1e-6)
 
 
 def test_exports_of_every_kind(world, features, tmp_path):
@@ -386,6 +455,87 @@ def test_exports_of_every_kind(world, features, tmp_path):
 
 
 # --- benchmarks from their annotations alone ---------------------------------------------------
+
+
+@needs_annotations
+def test_drawn_fashioniq_embeddings_give_the_figures_of_its_evaluator(tmp_path):
+    """The three categories' galleries one behind the other, with no features of our own."""
+    expected = json.loads((ANNOTATIONS / "expected.json").read_text())["drawn"]["fashioniq_val"]
+    unpack(ANNOTATIONS, tmp_path)
+    task = read_task("fashioniq", tmp_path)
+    category = np.array(task.queries.tags["category"])
+    names = [Path(path).stem for path in task.gallery.path]
+    positives = [
+        [names[row] for row in task.rows_of(task.views["all"].positives, query)]
+        for query in range(len(task.queries))
+    ]
+    references = [Path(images[0]).stem for images in task.queries.images]
+    gallery, queries, start = [], np.empty((len(category), 64)), 0
+    for seed, label in enumerate(("dress", "shirt", "toptee"), 102):
+        members = np.flatnonzero(category == label)
+        rows = task.rows_of(task.pool, members[0])
+        assert rows[0] == start
+        start += len(rows)
+        own, queries[members] = draw(
+            seed,
+            [names[row] for row in rows],
+            [positives[query] for query in members],
+            [references[query] for query in members],
+        )
+        gallery.append(own)
+    files = [save(tmp_path / "q.npy", queries), save(tmp_path / "g.npy", np.concatenate(gallery))]
+    flags = ["--dataset", "fashioniq", "--external", "drawn", "--gpu", "-1"]
+    flags += ["--query_embeddings", files[0], "--gallery_embeddings", files[1]]
+    flags += ["--data_dir", tmp_path, "--results_dir", tmp_path / "results"]
+    run_retrieval.main([str(flag) for flag in flags])
+    with open(tmp_path / "results/fashioniq/external_drawn/mAP_table.csv") as file:
+        (row,) = csv.DictReader(file)
+    figures = expected["original"]
+    for k in (10, 50):
+        average = figures["average"][f"Recall@{k}"]
+        assert float(row[f"R@{k}"]) == pytest.approx(average, abs=0.00501)
+        for label in ("dress", "shirt", "toptee"):
+            value = figures[label]["metrics"][f"Recall@{k}"]
+            assert float(row[f"{label} R@{k}"]) == pytest.approx(value, abs=0.00501)
+
+
+@needs_annotations
+def test_lists_of_cirr_go_out_as_its_server_takes_them(tmp_path, capsys):
+    """--export cirr of val, which --check_submission scores; a list with the reference is refused;
+    circo's files are not CIRR's."""
+    unpack(ANNOTATIONS, tmp_path)
+    task = read_task("cirr", tmp_path)
+    generator = np.random.default_rng(0)
+    gallery, queries = (generator.normal(size=(n, 8)) for n in (len(task.gallery), 4181))
+    files = [save(tmp_path / "q.npy", unit(queries)), save(tmp_path / "g.npy", unit(gallery))]
+    places = ["--data_dir", tmp_path, "--results_dir", tmp_path / "results", "--gpu", "-1"]
+    flags = ["--dataset", "cirr", "--external", "out", *places, "--query_embeddings", files[0]]
+    flags += ["--gallery_embeddings", files[1]]
+    run_retrieval.main([str(flag) for flag in [*flags, "--export", "cirr"]])
+    folder = tmp_path / "results/cirr/external_out"
+    with open(folder / "mAP_table.csv") as file:
+        (row,) = csv.DictReader(file)
+    capsys.readouterr()
+    for submission in task.submissions:
+        flags_of = ["--dataset", "cirr", "--check_submission", folder / submission.file]
+        run_retrieval.main([str(flag) for flag in [*flags_of, "--data_dir", tmp_path]])
+    said = dict(
+        line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("Recall")
+    )
+    assert said["Recall@5"] == row["Recall@5"]
+    assert said["Recall_subset@1"] == row["Recall_subset@1"]
+    with pytest.raises(UserError, match="is for the queries of circo, not of cirr"):
+        run_retrieval.main([str(flag) for flag in [*flags, "--export", "circo"]])
+    with pytest.raises(UserError, match="its lists have 50 and 3"):
+        run_retrieval.main([str(f) for f in [*flags, "--export", "cirr", "--export_k", "9"]])
+    lists = {
+        key: [Path(images[0]).stem]
+        for key, images in zip(task.queries.key, task.queries.images, strict=True)
+    }
+    (tmp_path / "lists.json").write_text(json.dumps(lists))
+    flags = ["--dataset", "cirr", "--external", "own", *places, "--rankings"]
+    with pytest.raises(UserError, match="4181 lists name an image that is not ranked"):
+        run_retrieval.main([str(flag) for flag in [*flags, tmp_path / "lists.json"]])
 
 
 @needs_annotations

@@ -27,6 +27,7 @@ FLOORS = (
         *("utils_labels", "utils_protocol", "utils_runs", "utils_storage"),
         *("utils_submissions", "utils_values"),
     ),
+    ("composed",),
     ("benchmarks", "methods"),
     (
         *("utils_backbones", "utils_captions", "utils_datasets", "utils_features"),
