@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import UserError, atomic_path, write_csv
+from utils_backbones import DEFAULT_BACKBONE, split_composed
 from utils_runs import backbone_suffix
 from utils_tables import format_table, read_results
 
@@ -93,8 +94,9 @@ def _check_number(text: str, path: Path) -> None:
 def tabulate(ours: Sequence[Figure], published: Sequence[Figure]) -> Table:
     """A row a variant and backbone; of each column ours, the published figure, the difference.
 
-    Results that another system brought (external_NAME) stand beside those published of NAME. Data
-    sets and variants come in the order of the published figures, then by name.
+    Results that another system brought (external_NAME), or that the system NAME composes, stand
+    beside those published of NAME. Data sets and variants come in the order of the published
+    figures, then by name.
     """
     runs = sorted({(f.variant, f.backbone) for f in ours})
     runs = _ordered(runs, [(p.variant, p.backbone) for p in published])
@@ -112,7 +114,7 @@ def tabulate(ours: Sequence[Figure], published: Sequence[Figure]) -> Table:
                 for at in columns
                 for cell in _cells(
                     value.get((variant, backbone, *at)),
-                    reference.get((system_of(variant), backbone, *at)),
+                    reference.get((*published_as(variant, backbone), *at)),
                 )
             ),
         ]
@@ -128,7 +130,7 @@ def _columns_shown(
     columns: dict[str, dict[str, None]] = {}
     for figure in ours:
         columns.setdefault(figure.dataset, {figure.column: None} if figure.column else {})
-    systems = {(system_of(variant), backbone) for variant, backbone in runs}
+    systems = {published_as(variant, backbone) for variant, backbone in runs}
     for figure in published:
         if figure.dataset in columns and (figure.variant, figure.backbone) in systems:
             columns[figure.dataset].setdefault(figure.column)
@@ -136,9 +138,18 @@ def _columns_shown(
     return [(name, column) for name in datasets for column in columns[name]]
 
 
-def system_of(variant: str) -> str:
-    """The name of the system whose results were brought, or the variant itself."""
-    return variant.removeprefix("external_")
+def published_as(variant: str, backbone: str) -> tuple[str, str]:
+    """The variant and backbone under which the figures are published that a run stands beside.
+
+    Of results that were brought the system's name; of a system of composed/ its name, NAME_base
+    where its checkpoint says so, with the backbone of the tables they stand in.
+    """
+    system = split_composed(backbone)
+    if system is None or not variant.startswith("composed"):
+        return variant.removeprefix("external_"), backbone
+    name, place = system
+    is_base = "base" in Path(place).stem
+    return f"{name}_base" if is_base else name, DEFAULT_BACKBONE
 
 
 def _ordered(items: Iterable, usual: Iterable) -> list:

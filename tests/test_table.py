@@ -149,3 +149,19 @@ def test_a_table_that_is_damaged_is_named(results):
     path.write_text("variant,mAP\nfreedom\n")
     with pytest.raises(UserError, match=r"nico/freedom/mAP_table.csv"):
         run_retrieval.main(["--table", f"--results_dir={results}"])
+
+
+def test_systems_composed_here_stand_beside_their_published_figures():
+    place = "models/magic_lens_clip_"
+    runs = [("composed", f"magiclens:{place}large.pkl"), ("composed", f"magiclens:{place}base.pkl")]
+    runs += [("composed", "covr:covr.ckpt"), ("external_mcl", "clip")]
+    ours = [Figure(*run[:1], "icir", run[1], "mAP", "20.00") for run in runs]
+    ours += [Figure(*run[:1], "circo_test", run[1], "", "") for run in runs[:2]]
+    table = tabulate(ours, read_published())
+    rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
+    large, base = (rows[f"composed_magiclens_magic_lens_clip_{size}"] for size in ("large", "base"))
+    assert large["icir mAP published"] == "27.35"
+    assert large["circo_test mAP@5 published"] == "29.50"
+    assert (base["icir mAP published"], base["circo_test mAP@5 published"]) == ("", "22.30")
+    assert rows["composed_covr_covr"]["icir mAP published"] == "28.50"
+    assert rows["external_mcl"]["icir mAP published"] == "19.89"
