@@ -241,7 +241,7 @@ def test_a_task_that_is_judged_otherwise_is_written_anew(place, small_clip, monk
     (place / "mine/g/9.png").write_bytes((place / "mine/g/1.png").read_bytes())
     with open(place / "mine/gallery.csv", "a", encoding="utf-8") as file:
         file.write("g/9.png\n")
-    with pytest.raises(UserError, match=r"belongs to finished features with another sources"):
+    with pytest.raises(UserError, match=r"the gallery image 'g/9.png' has no feature"):
         extract(small_clip, "mine", "--data_dir", ".")
 
 
