@@ -433,7 +433,7 @@ def test_pytrec_eval_gives_our_standard_ap_of_each_query(world, exported, tmp_pa
         row, n = ours[int(query[1:])], len(qrels[query])
         assert float(row["AP-S"]) == pytest.approx(measures["map"], abs=1e-6)
         cut = measures["map_cut_5"] * n / min(n, 5)
-        assert float(row["AP-S@5"]) == pytest.approx(cut, abs=1e-6)
+        assert float(row["AP@5"]) == pytest.approx(cut, abs=1e-6)
 
 
 def test_exports_of_every_kind(world, features, tmp_path):
