@@ -314,7 +314,7 @@ def extraction_cases(folder: Path) -> dict[str, Case]:
     tree.mkdir()
     for name in ("a.jpg", "b.jpg"):
         (tree / name).write_bytes(encode_jpeg(draw_image(1)))
-    cases["tree"] = Case(tree / "a.jpg", partial(read_images, tree))
+    cases["tree"] = Case(tree / "a.jpg", partial(read_images, tree, "viewed"))
     return cases
 
 

@@ -137,6 +137,7 @@ def full_task() -> Task:
         sources={"captions.json": "0123abcd"},
         notes=("the reference is left out",),
         prompts="world",
+        spares_rows=True,
     )
 
 

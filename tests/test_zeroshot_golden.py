@@ -224,7 +224,7 @@ def check_cut_texts(manifest: Path, said: str, files: list[dict]) -> None:
     counts = json.loads(manifest.read_text())["cut_texts"].values()
     assert any(counts) == cut
     if "already finished" not in said.splitlines()[-1]:
-        assert ("were cut" in said) == cut
+        assert ("tokens and were cut" in said) == cut
 
 
 def _searched_rows(features: Features, query: int, file: int, task: str, count: int) -> np.ndarray:
