@@ -525,7 +525,7 @@ def unit_queries(rows: QueryRows, device: torch.device) -> _UnitQueries:
     if rows.is_unit:
         values = unit_features(rows.values, device, rows.place)
     else:
-        values = torch.from_numpy(rows.values).to(device)
+        values = torch.tensor(rows.values, device=device)  # a copy: the file is read-only
     if rows.of is not None:  # the mean of the features of a query's images
         of = torch.from_numpy(rows.of).to(device)
         used = (of >= 0).float()[..., None]

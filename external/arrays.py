@@ -129,4 +129,5 @@ def in_task_order(
 
 def is_unit(rows: np.ndarray) -> bool:
     """Whether all rows (n, D) are of unit length, to UNIT_TOLERANCE."""
-    return bool((np.abs(np.linalg.norm(rows, axis=1) - 1) <= UNIT_TOLERANCE).all())
+    with np.errstate(over="ignore"):
+        return bool((np.abs(np.linalg.norm(rows, axis=1) - 1) <= UNIT_TOLERANCE).all())

@@ -22,6 +22,7 @@ from utils_task import NO_SET, Task
 if TYPE_CHECKING:
     from torch import Tensor
 
+LARGEST_SCORE = 1e38  # of a matrix: what float32 still holds
 LATE = ("max", "maxsim", "mean")
 
 
@@ -153,7 +154,8 @@ def _settle_unit(files: ExternalFiles, gallery: np.ndarray, queries: list[np.nda
             "the embeddings are not of unit length: say --normalise (cosine) or --no-normalise "
             "(dot product), as the system does"
         )
-    lengths = np.linalg.norm(gallery, axis=1)
+    with np.errstate(over="ignore"):  # too long a row is refused where it is searched
+        lengths = np.linalg.norm(gallery, axis=1)
     if files.normalise and not lengths.all():
         row = int(np.argmin(lengths)) + 1
         raise UserError(f"{files.gallery_embeddings[0]}: row {row} is zero; it has no direction")
@@ -199,6 +201,10 @@ def _of_scores(files: ExternalFiles, features: Features) -> External:
         if np.isnan(matrix).any():
             raise UserError(f"{place}: query {int(np.isnan(matrix).any(1).argmax()) + 1} has a NaN")
         outside += int(np.isneginf(sign * matrix).sum())
+        large = np.isfinite(matrix) & (np.abs(matrix, dtype=np.float64) > LARGEST_SCORE)
+        if large.any():
+            query = int(large.any(1).argmax()) + 1
+            raise UserError(f"{place}: query {query} has a score beyond float32; scale them down")
     constant = sum(int((m.max(1) == m.min(1)).sum()) for _, (_, m) in blocks)
     lines = [f"{place.name}: scores of {len(task.queries)} queries"]
     lines += [f"{outside} scores say that a row is excluded; they rank last"] if outside else []

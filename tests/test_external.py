@@ -571,3 +571,24 @@ def test_drawn_embeddings_give_the_figures_of_the_official_evaluators(tmp_path, 
         for metric, value in figures.items():
             column = metric.replace("group_recall", "Recall_subset").replace("recall", "Recall")
             assert float(row[column.replace("/", " ")]) == pytest.approx(value, abs=0.00501), metric
+
+
+# --- numbers beyond float32 --------------------------------------------------------------------
+
+
+def test_rows_and_scores_that_are_not_finite_are_refused(world, features, tmp_path):
+    query, gallery = vectors(features)
+    np.save(tmp_path / "q.npy", query * np.float32(1e30))
+    np.save(tmp_path / "g.npy", gallery * np.float32(1e30))
+    files = ["--query_embeddings", tmp_path / "q.npy", "--gallery_embeddings", tmp_path / "g.npy"]
+    done = judge(world, "--external", "them", *files, "--no-normalise")
+    assert done.returncode == 2
+    assert "g.npy: row" in done.stderr
+    assert "is zero or not finite" in done.stderr
+    assert "Warning" not in done.stderr
+    scores = (query @ gallery.T).astype(np.float64)
+    scores[3, 5] = 1e300
+    np.save(tmp_path / "scores.npy", scores)
+    done = judge(world, "--external", "them", "--scores", tmp_path / "scores.npy")
+    assert done.returncode == 2
+    assert "query 4 has a score beyond float32" in done.stderr
