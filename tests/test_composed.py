@@ -448,6 +448,18 @@ def test_shards_and_folders_give_the_same_rows(world, extracted):
         assert np.allclose(other, np.load(extracted / f"{name}.npy"), atol=1e-6)
 
 
+def test_two_ranks_give_the_same_rows(world, extracted):
+    flags = ("--dataset", "shop", "--gpu", "-1", "--backbone", "magiclens:lens.pkl")
+    flags += ("--batch", "8", "--part_rows", "16", "--workers", "0", "--features_dir", "ranked")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = [*launcher, "--nproc_per_node", "2", str(ROOT / "create_features.py"), *flags]
+    done = subprocess.run(words, cwd=world, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("query_composed", "database_image"):
+        other = np.load(world / f"ranked/magiclens_lens_features/shop/{name}.npy")
+        assert np.array_equal(other, np.load(extracted / f"{name}.npy"))
+
+
 def test_the_method_ranks_by_the_dot_product(world, extracted):
     done = command(
         world, "run_retrieval", "--backbone", "magiclens:lens.pkl", "--method", "composed"
