@@ -450,6 +450,16 @@ def test_archive_is_installed_then_kept_without_a_request(site, tmp_path):
     assert len(site.requests) == count
 
 
+def test_a_member_whose_name_is_not_utf8_is_kept_and_known_again(site, tmp_path):
+    files = {**DATA_SET, "query/a/caf\udce9.jpg": b"x"}  # Latin-1, as old archives have it
+    serve_archive(site, pack(files))
+    assert run_tar(tmp_path, site).returncode == 0
+    assert installed(tmp_path) == in_icir(files)
+    again = run_tar(tmp_path, site)
+    assert again.returncode == 0, again.stderr
+    assert "kept, already right: data/icir (6 files)" in again.stdout
+
+
 def test_archive_without_a_folder_of_its_own(site, tmp_path):
     serve_archive(site, pack(in_icir(DATA_SET, "./")))
     icir_files.fetch_archive(tmp_path / "data" / "icir", f"{site.url}{ARCHIVE}")
