@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import UserError, file_safe
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent  # of the toolkit
 LOCAL_DIR = "local-dir:"
@@ -19,6 +25,20 @@ PIXELS = ("viewed", "plain")  # of --pixels: as a viewer shows an image, or as C
 
 # --precision -> the type that torch computes in, None for its own.
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
+
+
+@contextlib.contextmanager
+def inference(device: torch.device, precision: str) -> Iterator[None]:
+    """Inside, torch computes on the device in that precision, and keeps no gradients."""
+    import torch
+
+    name = PRECISIONS[precision]
+    dtype = getattr(torch, name) if name else None
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+    ):
+        yield
 
 
 @dataclass(frozen=True)

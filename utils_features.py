@@ -26,6 +26,7 @@ from utils_backbones import (
     LOCAL_DIR,
     PRECISIONS,
     Backbone,
+    inference,
     own_data,
     split_backbone,
 )
@@ -234,7 +235,7 @@ class Encoder:
         """
         import torch
 
-        with self._inference():
+        with inference(self.device, self.precision):
             pixels = batch.to(self.device, non_blocking=True)
             if pixels.dtype == torch.uint8:
                 pixels = self._normalise(pixels, self._reused_buffer(pixels.shape))
@@ -405,7 +406,7 @@ class Encoder:
         for first in range(0, len(tokens), batch_size):
             batch = tokens[first : first + batch_size]
             here = placed and placed.among(first, first + len(batch))
-            with self._inference(), vectors_placed(embedding, here):
+            with inference(self.device, self.precision), vectors_placed(embedding, here):
                 features = self.model.encode_text(batch.to(self.device), normalize=False)
             yield range(first, first + len(batch)), features
 
@@ -419,21 +420,9 @@ class Encoder:
         """Encode tokens (n, L) as trees of shared beginnings."""
         vectors = placed and placed.vectors.to(self.device)
         for tree in grow_trees(tower.sequences(tokens, placed), batch_size):
-            with self._inference():
+            with inference(self.device, self.precision):
                 features = tower.encode(tree, self.device, vectors)
             yield tree.rows, features
-
-    @contextlib.contextmanager
-    def _inference(self) -> Iterator[None]:
-        import torch
-
-        name = PRECISIONS[self.precision]
-        dtype = getattr(torch, name) if name else None
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
-        ):
-            yield
 
 
 def _rows_by_value(values: Sequence[Hashable]) -> dict[Hashable, list[int]]:

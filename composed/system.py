@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import UserError
-from utils_backbones import PRECISIONS
+from utils_backbones import PRECISIONS, inference
 
 if TYPE_CHECKING:
     import torch
@@ -134,28 +133,16 @@ class ComposedEncoder:
 
     def encode_images(self, batch: Tensor | list, half_pixels: bool = False) -> Tensor:
         """Gallery rows (B, dim) float32 on the CPU of preprocessed images (B, ...) on the CPU."""
-        with self._inference():
+        with inference(self.device, self.precision):
             return self.composer.gallery(self._on_device(batch)).float().cpu()
 
     def encode_queries(
         self, batch: Tensor | list, texts: Sequence[str], numbers: Sequence[int]
     ) -> Tensor:
         """Query rows float32 on the CPU of preprocessed images (B, ...) and a text each."""
-        with self._inference():
+        with inference(self.device, self.precision):
             rows = self.composer.queries(self._on_device(batch), list(texts), list(numbers))
             return rows.float().cpu()
 
     def _on_device(self, batch: Tensor | list[Image.Image]) -> Tensor | list[Image.Image]:
         return batch if isinstance(batch, list) else batch.to(self.device)
-
-    @contextlib.contextmanager
-    def _inference(self) -> Iterator[None]:
-        import torch
-
-        name = PRECISIONS[self.precision]
-        dtype = getattr(torch, name) if name else None
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
-        ):
-            yield

@@ -2,36 +2,23 @@
 
 import base64
 import json
-import shutil
 import time
 from urllib.parse import parse_qs
 
 import pytest
+from chromium import chromium
 from extraction_world import draw_image, encode_jpeg
 from live_world import HOSTILE, PHOTOS, ROOT, World, make_world, serving
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from methods import list_methods
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-selenium = pytest.importorskip("selenium", reason="selenium is not installed: no browser tests")
 pytest.importorskip("starlette", reason="starlette is not installed: no live search")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: no live search")
-if not (CHROMIUM and DRIVER):
-    pytest.skip(
-        "chromium or chromedriver is not installed: no browser tests", allow_module_level=True
-    )
 
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
-
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--disable-dev-shm-usage", "--window-size=1400,900"),
-]
 HOSTILE_TEXT = "</script><img src=x onerror='window.hacked=2'>&amp;#%2e\u2028\u202e"
 
 
@@ -48,14 +35,8 @@ def server(world):
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("profile"), 1400) as driver:
+        yield driver
 
 
 @pytest.fixture
