@@ -232,8 +232,10 @@ function readAddress() {
       values[key] = value;
     }
     for (const id of filters()) {
-      byId(id).value = values[id] || (id === "method" ? "0" : "");
-      if (byId(id).selectedIndex === -1) byId(id).selectedIndex = 0;
+      const control = byId(id);
+      const said = values[id] || (id === "method" ? "0" : "");
+      control.value = control.type !== "number" || /^\d*\.?\d+$/.test(said) ? said : "";
+      if (control.selectedIndex === -1) control.selectedIndex = 0;
     }
     const known = columns.some((column) => column.key === values.sort && column.value);
     state.key = known ? values.sort : "order";

@@ -472,6 +472,7 @@ def test_filters_order_and_query_are_in_the_address(browser, world, report):
     assert shown(browser, "value-0") == values
     open_page(browser, report, "#query-0&tag-0=99&sort=nothing&low=x&method=7&%E0%A4%A")
     assert query_shown(browser)[0] == "#query-0"
+    assert browser.find_element(By.ID, "low").get_attribute("value") == ""
 
 
 # --- the run, headings, plots ------------------------------------------------------------------
