@@ -13,6 +13,7 @@ A run that was killed continues when the same command is given again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -39,11 +40,13 @@ from utils_backbones import (
     split_composed,
 )
 from utils_inputs import AskedTexts, Options
+from utils_signs import doing
 
 if TYPE_CHECKING:
     from composed import Options as SystemOptions
     from extraction.encoding import Clock
     from extraction.job import Job, Work
+    from utils_ranks import Ranks
 
 # What inputs may be told, and what is given for it.
 OPTIONS = {"phi": "FILE", "captions": "DIR", "prompt": "TEXT"}
@@ -156,9 +159,11 @@ def main(argv: list[str]) -> None:
         print("\n".join(list_backbones()))
         return
     if args.from_embeddings:
-        take_embeddings(args)
+        with doing(f"reading {args.from_embeddings}"):
+            take_embeddings(args)
     elif args.from_pkl:
-        convert(args)
+        with doing(f"reading {args.from_pkl}"):
+            convert(args)
     else:
         extract(args)
 
@@ -170,14 +175,22 @@ def main(argv: list[str]) -> None:
 
 def extract(args: argparse.Namespace) -> None:
     """Encode what the flags name, or say that it is there already."""
-    from extraction.encoding import Settings
-    from extraction.job import make_features
     from utils_ranks import find_ranks
 
     ranks = find_ranks(os.environ)
     if args.inputs and ranks.world > 1:
         raise UserError(f"--inputs {args.inputs} is the work of one process: leave torchrun")
-    works = WORKS[args.kind](args)  # user errors first: loading a model takes seconds
+    with doing("") if ranks.rank else contextlib.nullcontext():
+        _extract(args, ranks)
+
+
+def _extract(args: argparse.Namespace, ranks: Ranks) -> None:
+    with doing("loading PyTorch", at_once=True):
+        from extraction.encoding import Settings
+        from extraction.job import make_features
+
+    with doing(f"reading {args.dataset}"):
+        works = WORKS[args.kind](args)  # user errors first: loading a model takes seconds
     if args.system:
         works = _composed(args, works)
     if args.kind in ("dataset", "corpus"):
@@ -202,7 +215,9 @@ def extract(args: argparse.Namespace) -> None:
         if clock:
             print_summary(job, clock)
     if args.format == "pkl" and ranks.rank == 0:
-        print("the reference's files:", *(path for work in works for path in work.export()))
+        with doing("writing the reference's files"):
+            paths = [path for work in works for path in work.export()]
+        print("the reference's files:", *paths)
     if args.inputs:
         for job, clock in make_features([_input(args, works[-1])], settings, args.gpu):
             if clock:
@@ -235,12 +250,20 @@ def _input(args: argparse.Namespace, base: Work) -> Work:
     """The input of a method, of the features that are there."""
     from extraction.asked import AskedWork
     from extraction.inputs import InputWork
+    from utils_labels import with_current_labels
     from utils_storage import load_features
 
     source = list_inputs()[args.inputs]
     features = load_features(args.features_dir, args.backbone, base.folder.name)
+    features, news = with_current_labels(features, args.dataset, args.data_dir)
     if isinstance(source, AskedTexts):
         return AskedWork(source.method, features, Places(args.features_dir, args.data_dir))
+    if news:
+        raise UserError(
+            f"--inputs {args.inputs}: the annotation has changed since the features were made, and "
+            f"inputs are of their rows; first make them anew: python3 create_features.py --dataset "
+            f"{args.dataset} --backbone {args.backbone} --overwrite"
+        )
     options = Options(phi=args.phi, captions=args.captions, prompt=args.prompt)
     return InputWork(args.inputs, source, options, features, base)
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils import Parser, UserError, add_flag, positive, refuse_idle, require_writable, run_command
 from utils_backbones import DEFAULT_BACKBONE, PRECISIONS, PREPROCESSES, name_backbone
+from utils_signs import doing
 from utils_startup import quick_exit
 
 if TYPE_CHECKING:
@@ -130,13 +131,16 @@ def main(argv: list[str]) -> None:
         _make_demo(args)
     require_writable(args.features_dir, "--features_dir")
     args.backbone = name_backbone(args.backbone or DEFAULT_BACKBONE, args.preprocess)
-    from live.opening import Where
-    from live.server import serve
+    with doing("loading PyTorch", at_once=True):
+        from live.opening import Where
+        from live.server import serve
 
     where = Where(
         args.features_dir, args.data_dir, args.path_to_synthetic_data, args.corpora_dir, args.gpu
     )
-    serve(_open(args, where), args.host, args.port, lambda address: _tell(args, address))
+    searcher = _open(args, where)
+    with doing(""):  # it is served, and waits
+        serve(searcher, args.host, args.port, lambda address: _tell(args, address))
 
 
 def _check(args: argparse.Namespace) -> None:

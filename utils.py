@@ -48,11 +48,14 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     status 2. Nothing is said where nobody reads on (a broken pipe): the status is 141, as a shell
     gives it.
     """
+    from utils_signs import showing_signs
+
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a console that lacks a character gets its number
             stream.reconfigure(errors="backslashreplace")
     try:
-        main(sys.argv[1:])
+        with showing_signs():
+            main(sys.argv[1:])
         if sys.stdout is not None:  # closed by whoever started this
             sys.stdout.flush()
     except UserError as error:

@@ -85,9 +85,11 @@ def load_corpus(features_dir: str | Path, backbone: str, corpus: str) -> StoredA
             {"feats": read_rows(load_pickle(reference), "feats", reference)}, reference, None
         )
     known = {path.stem for path in folder.glob("*.pkl")} | {p.stem for p in folder.glob("*.json")}
+    texts = own_data(Path(backbone_entry(backbone).corpora_dir)) / f"{corpus}.csv"
     raise UserError(
         f"no features of the corpus {corpus!r} in {folder} (there: "
-        f"{', '.join(sorted(known)) or 'none'}); write {corpus}.csv and run: "
+        f"{', '.join(sorted(known)) or 'none'}); "
+        f"{'' if texts.is_file() else f'write {texts} and '}run: "
         f"python3 create_features.py --dataset corpus --backbone {backbone}"
     )
 

@@ -6,7 +6,7 @@ feature already. Otherwise it is an error that names the first that has none.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -150,8 +150,20 @@ def _relabel_rows(features: Features, found: Found) -> Features:
     return relabel_rows(features, now)
 
 
-def relabel_rows(features: Features, annotations: dict[str, icir.Annotation]) -> Features:
-    """Labelled features for other annotations. Raises UserError as relabel does."""
+@dataclass(frozen=True)
+class Matched:
+    """The rows of annotations that have features, by split; and the rows of these features.
+
+    images: by split, for each row the row of its image's feature; texts: of the queries' texts.
+    """
+
+    kept: dict[str, icir.Annotation]
+    images: dict[str, list[int]]
+    texts: list[int]
+
+
+def match_rows(features: Features, annotations: Mapping[str, icir.Annotation]) -> Matched:
+    """Which labelled features belong to other annotations. Raises UserError as relabel does."""
     old = features.task
     known = {
         "query": Known.of("query image", (paths[0] for paths in old.queries.images), features),
@@ -170,11 +182,18 @@ def relabel_rows(features: Features, annotations: dict[str, icir.Annotation]) ->
     texts = _find_all(
         Known.of("query text", old.queries.text, features), kept["query"], kept["query"].texts
     )
-    query, database = (pd.DataFrame(kept[split].columns(), dtype="str") for split in SPLITS)
+    return Matched(kept, rows, texts)
+
+
+def relabel_rows(features: Features, annotations: Mapping[str, icir.Annotation]) -> Features:
+    """Labelled features for other annotations. Raises UserError as relabel does."""
+    found = match_rows(features, annotations)
+    query, database = (pd.DataFrame(found.kept[split].columns(), dtype="str") for split in SPLITS)
     labels = database[["text", "instance"]].astype("category")
-    paths, notes = kept["database"].image_paths, kept["database"].texts
+    paths, notes = found.kept["database"].image_paths, found.kept["database"].texts
     task = icir.task_of_labels(features.dataset, query, labels, paths, notes)
-    return _with_rows(features, task, [[r] for r in rows["query"]], [[r] for r in texts], rows)
+    images, texts = ([[row] for row in rows] for rows in (found.images["query"], found.texts))
+    return _with_rows(features, task, images, texts, found.images)
 
 
 def _find_all(known: Known, own: icir.Annotation, values: Sequence[str]) -> list[int]:

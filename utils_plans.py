@@ -44,7 +44,8 @@ class Output:
     ties: the rule that ranks them, None for the task's own. top_k: rankings of that length, 0 for
     none. page: writes the page of ranked images of some evaluations into a folder and gives its
     path, or None. painter: what the plan's `painter` gave. export: the kind of files of other
-    evaluators, or None; export_k: their rows of each query, None for the usual number.
+    evaluators, or None; export_k: their rows of each query, None for the usual number; spelled: a
+    gallery path -> another one that names the same file.
     """
 
     ties: str | None = None
@@ -53,6 +54,7 @@ class Output:
     painter: Executor | None = None
     export: str | None = None
     export_k: int | None = None
+    spelled: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_plan(
@@ -267,7 +269,7 @@ def write_runs(
     task = evaluations[0].task
     print(format_table(rows, console_columns(task, output.top_k)))
     for evaluation in evaluations if output.export else ():
-        _export(results / evaluation.variant, evaluation, output.export)
+        _export(results / evaluation.variant, evaluation, output)
     if submissions[0]:
         print(f"for the evaluation server: {' and '.join(submissions[0])} in each folder")
     _warn([*describe_task(task), *describe_ties(evaluations, facts["ties"])])
@@ -275,10 +277,10 @@ def write_runs(
     return rows
 
 
-def _export(folder: Path, evaluation: Evaluation, kind: str) -> None:
+def _export(folder: Path, evaluation: Evaluation, output: Output) -> None:
     from external.export import write_export
 
-    print("exported:", *write_export(folder, evaluation, kind))
+    print("exported:", *write_export(folder, evaluation, output.export, output.spelled))
 
 
 def _submissions(evaluation: Evaluation) -> dict[str, str]:

@@ -235,8 +235,8 @@ def describe_texts(manifest: dict[str, Any] | None) -> list[str]:
 
 def describe_repeated(manifest: dict[str, Any] | None) -> list[str]:
     """The line on gallery rows that list an image again, if there are any."""
-    found = (manifest or {}).get("repeated")
-    if not found:
+    found = (manifest or {}).get("repeated") or {}
+    if not found.get("count"):
         return []
     return [
         f"warning: {found['count']} gallery rows list an image that their instance has already, "

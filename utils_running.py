@@ -16,6 +16,7 @@ from utils_backbones import Places
 from utils_plans import Output, Plan
 from utils_ranks import device_index
 from utils_runs import Protocol
+from utils_signs import doing
 from utils_startup import beside, quick_imports
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run_plan(
     several ranks that share these the first one prints and writes.
     """
     backbone, name = plan.setting.backbone, plan.setting.dataset
-    with quick_imports():
+    with quick_imports(), doing("loading PyTorch and the features", at_once=True):
         from tqdm import tqdm
 
         from utils_storage import is_native, load_features, manifest_hash
@@ -63,17 +64,19 @@ def run_plan(
                 refuse_clashes,
             )
 
-    features = loaded() if loaded else plan.read_features(places, dataset)
-    features, news = with_current_labels(features, dataset, places.data)
+    with doing("reading features and annotation"):
+        features = loaded() if loaded else plan.read_features(places, dataset)
+        features, news = with_current_labels(features, dataset, places.data)
     features = replace(features, task=apply_protocol(features.task, protocol))
     plan, features = plan.ready(features, places)
     refuse_clashes(features.task, plan.runs)
     device = select_device(device_index(gpu, added.group.ranks) if added else gpu)
     distinct = list(dict.fromkeys(plan.runs))
     ties = output.ties or features.task.ties
-    output = _clamp_top_k(output, features.task)
+    output = replace(_clamp_top_k(output, features.task), spelled=features.spelled)
     top_k = output.top_k or (REPORT_TOP_K if output.page else 0)
-    assets = load_assets(places, features, distinct, device)
+    with doing("reading assets"):
+        assets = load_assets(places, features, distinct, device)
     try:
         if added:
             evaluated = added.evaluate(features, distinct, assets, device, ties)
@@ -109,8 +112,10 @@ def run_plan(
         **(added.facts if added else {}),
     }
     if output.page:
-        output = replace(output, page=partial(output.page, about=_about(features, facts)))
-    plan.write([found[run] for run in plan.runs], facts, output)
+        page = partial(output.page, about=_about(features, facts), viewed=features.viewed)
+        output = replace(output, page=page)
+    with doing("writing results"):
+        plan.write([found[run] for run in plan.runs], facts, output)
     for line in (*news, *describe_odd(features.task, features.manifest)):
         say(line, error=True)
 
@@ -169,17 +174,24 @@ def _rankings(task: Task, top_k: int, output: Output) -> dict[str, int]:
 def page_writer(places: Places, dataset: str, top_k: int) -> Callable:
     """What writes the page with the ranked images of some evaluations, and returns its path."""
 
-    def write(folder: Path, evaluations: Sequence[Evaluation], about: dict | None = None) -> Path:
+    def write(
+        folder: Path,
+        evaluations: Sequence[Evaluation],
+        about: dict | None = None,
+        viewed: bool = False,
+    ) -> Path:
         from benchmarks import find_images
         from report import write_report
 
-        return write_report(
-            folder / "report",
-            evaluations,
-            find_images(dataset, places.data),
-            top_k or REPORT_TOP_K,
-            about=about,
-            cache=folder.parent / "thumbnails",
-        )
+        with doing("drawing the report"):
+            return write_report(
+                folder / "report",
+                evaluations,
+                find_images(dataset, places.data),
+                top_k or REPORT_TOP_K,
+                about=about,
+                cache=folder.parent / "thumbnails",
+                viewed=viewed,
+            )
 
     return write

@@ -184,6 +184,16 @@ class Features:
     def folder(self) -> Path:
         return self.source.parent
 
+    @property
+    def viewed(self) -> bool:
+        """Whether images were encoded as a viewer shows them, see utils_pixels.Look."""
+        return (self.manifest or {}).get("pixels") == "viewed"
+
+    @property
+    def spelled(self) -> dict[str, str]:
+        """Gallery paths -> another path of the gallery's that names the same file."""
+        return ((self.manifest or {}).get("repeated") or {}).get("spelled") or {}
+
     def has_query(self, name: str) -> bool:
         """Whether there are query features of that name."""
         return name in self.query_files or (name == "image" and self.image_row is not None)

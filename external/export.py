@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import posixpath
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from external.ids import gallery_ids, query_ids
 from external.results import rows_to_rank
-from utils import UserError, write_csv, write_text
+from utils import UserError, say, write_csv, write_text
 from utils_evaluation import Evaluation
 from utils_task import Submission, Task
 
@@ -42,18 +43,22 @@ def export_rows(task: Task, k: int | None) -> int:
     return k or (largest if largest < WHOLE_BELOW else LARGE_K)
 
 
-def write_export(folder: Path, evaluation: Evaluation, kind: str) -> list[Path]:
+def write_export(
+    folder: Path, evaluation: Evaluation, kind: str, spelled: Mapping[str, str] | None = None
+) -> list[Path]:
     """Write a run's main ranking; the paths written.
 
     trec: run.trec with scores that fall strictly (the number of rows behind, so that no tie rule of
     an evaluator matters), qrels.txt, ids.csv, and no_positives.txt where queries have none, which
     qrels cannot say. ranx: run.json and qrels.json. csv: run.csv with the method's own scores.
     cirr, circo: the files of the evaluation server. Rows that are not ranked are left out; an image
-    that a query's gallery lists twice, with one text, is listed once.
+    that a query's gallery lists again is listed once, as positive if any of its rows is, and how
+    many rows that concerns is said. spelled: see find_same.
     """
     if kind in SUBMITTED:
         return _write_submissions(folder, evaluation)
-    same = _same_images(evaluation.task)
+    same = find_same(evaluation.task, spelled or {})
+    _tell_same(evaluation.task, same)
     if kind == "csv":
         columns = ["query_id", "gallery_id", "score"]
         write_csv(folder / "run.csv", columns, _scored(evaluation, same))
@@ -89,24 +94,43 @@ def write_export(folder: Path, evaluation: Evaluation, kind: str) -> list[Path]:
     return written
 
 
-def _same_images(task: Task) -> dict[int, tuple[str, str]]:
-    """What the gallery rows show whose image (and text) stands in another row too."""
-    notes = task.gallery.note or [""] * len(task.gallery)
-    shown = [
-        (posixpath.normpath(path), note)
-        for path, note in zip(task.gallery.path, notes, strict=True)
-    ]
+def find_same(task: Task, spelled: Mapping[str, str]) -> dict[int, str]:
+    """What the gallery rows show whose image stands in another row too.
+
+    spelled: a path -> another one that names the same file.
+    """
+    if task.gallery.box is not None:
+        return {}
+    paths = (posixpath.normpath(spelled.get(path, path)) for path in task.gallery.path)
+    shown = [unicodedata.normalize("NFC", path) for path in paths]
     count = Counter(shown)
     return {row: own for row, own in enumerate(shown) if count[own] > 1}
 
 
-def once(rows: Sequence[int], same: Mapping[int, tuple[str, str]]) -> list[int]:
-    """Rows without those that show what an earlier one does; of alike ones the lowest stands."""
-    lowest: dict[tuple[str, str] | int, int] = {}
+def _tell_same(task: Task, same: Mapping[int, str]) -> None:
+    first = {shown: row for row, shown in reversed(same.items())}
+    again = [row for row, shown in same.items() if first[shown] != row]
+    if again:
+        say(
+            f"the export lists an image once in a ranking: {len(again)} gallery rows list one "
+            f"again, the first {task.gallery.path[again[0]]!r} (row {again[0] + 1})",
+            error=True,
+        )
+
+
+def once(
+    rows: Sequence[int], same: Mapping[int, str], positives: Collection[int] = ()
+) -> list[int]:
+    """Rows without those that show what an earlier one does.
+
+    Of alike ones a positive stands in the place of the first, or else the lowest.
+    """
+    chosen: dict[str | int, int] = {}
     for row in rows:
         shown = same.get(row, row)
-        lowest[shown] = min(row, lowest.get(shown, row))
-    return list(lowest.values())
+        alike = (row, chosen.get(shown, row))
+        chosen[shown] = min(alike, key=lambda own: (own not in positives, own))
+    return list(chosen.values())
 
 
 def _write_submissions(folder: Path, evaluation: Evaluation) -> list[Path]:
@@ -124,25 +148,30 @@ def _row_id(row: int) -> str:
     return f"d{row:07d}"
 
 
+def _listed(evaluation: Evaluation, query: int, same: Mapping[int, str]) -> list[int]:
+    """A query's rows, best first, an image once."""
+    rows = evaluation.main.top_rows[query]
+    positives = set(evaluation.positive_rows[query].tolist()) if same else ()
+    return once(rows[rows >= 0].tolist(), same, positives)
+
+
 def _ranked(
-    evaluation: Evaluation, query: int, same: Mapping[int, tuple[str, str]]
+    evaluation: Evaluation, query: int, same: Mapping[int, str]
 ) -> Iterator[tuple[str, int]]:
     """Ids of a query's rows, best first, each with the number of ranked rows behind it."""
-    rows = evaluation.main.top_rows[query]
     ranked = int(evaluation.main.positives.ranked[query])
-    for rank, row in enumerate(once(rows[rows >= 0].tolist(), same), 1):
+    for rank, row in enumerate(_listed(evaluation, query, same), 1):
         yield _row_id(row), ranked - rank
 
 
-def _scored(
-    evaluation: Evaluation, same: Mapping[int, tuple[str, str]]
-) -> Iterator[tuple[str, str, str]]:
+def _scored(evaluation: Evaluation, same: Mapping[int, str]) -> Iterator[tuple[str, str, str]]:
     queries, gallery = query_ids(evaluation.task), gallery_ids(evaluation.task)
-    for query, rows, scores in zip(
-        queries, evaluation.main.top_rows, evaluation.main.top_scores, strict=True
-    ):
-        score_of = dict(zip(rows.tolist(), scores.tolist(), strict=True))
-        for row in once(rows[rows >= 0].tolist(), same):
+    for number, query in enumerate(queries):
+        rows, scores = (
+            own[number].tolist() for own in (evaluation.main.top_rows, evaluation.main.top_scores)
+        )
+        score_of = dict(zip(rows, scores, strict=True))
+        for row in _listed(evaluation, number, same):
             yield query, gallery[row], repr(score_of[row])
 
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from extraction.stage import Stage, Summary
 from utils import UserError, held, naming, read_json, say, select_device, write_json
 from utils_features import load_encoder
 from utils_ranks import Ranks, device_index, find_ranks
+from utils_signs import doing
 
 if TYPE_CHECKING:
     from utils_features import Encoder
@@ -64,12 +64,11 @@ def make_features(
     """
     ranks = find_ranks(os.environ)
     device = select_device(device_index(gpu, ranks))
-    if sys.stderr.isatty():
-        say(f"loading {settings.backbone}", error=True)
-    with in_plain_words():
+    with in_plain_words(), doing(f"loading {settings.backbone}", at_once=True):
         encoder = _load(settings, device)
     for work in works:
-        job = work.plan(settings, encoder)
+        with doing("looking at what there is"):
+            job = work.plan(settings, encoder)
         yield job, run_job(job, encoder, settings, ranks) if job.stages else None
 
 
@@ -225,8 +224,9 @@ def _finish(job: Job, settings: Settings, clock: Clock) -> None:
     missing = [unit for stage in job.stages for unit in job.parts.missing(stage)]
     if missing:
         raise UserError(f"{len(missing)} parts are missing; the same command continues")
-    summaries = {stage.name: stage.sum_up(job.parts, settings.skip_bad) for stage in job.stages}
-    job.finish(summaries)
+    with doing("putting the parts together"):
+        summaries = {stage.name: stage.sum_up(job.parts, settings.skip_bad) for stage in job.stages}
+        job.finish(summaries)
     for name, summary in summaries.items():
         clock.rows[name] = int(summary.keep.sum())
         _report(name, summary)

@@ -38,7 +38,8 @@ from utils_datasets import (
     relative_image_path,
     spell_samples,
 )
-from utils_labels import relabel_rows
+from utils_labels import match_rows, relabel_rows
+from utils_records import read_manifest
 from utils_storage import load_features
 
 if TYPE_CHECKING:
@@ -205,29 +206,62 @@ class LabelledWork:
         return remark_texts(encoder, self._texts, self.words.words, paths)
 
     def export(self) -> list[Path]:
-        """Write the reference's pickles beside finished features."""
-        return write_reference_dataset(self.folder, self.name, self.dataset.name)
+        """Write the reference's pickles beside finished features, with the labels that hold now."""
+        stored, matched = read_manifest(self.folder / "manifest.json"), None
+        now = {own.path.name: own.sha256 for own in self.annotations.values()}
+        if now.items() - stored["sources"].items():
+            features = load_features(self.folder.parent.parent, stored["backbone"], self.name)
+            matched = match_rows(features, self.annotations)
+        return write_reference_dataset(self.folder, self.name, self.dataset.name, matched)
 
 
 def find_repeated(database: Annotation, dataset: Dataset) -> dict:
     """Gallery rows that list an image of their instance again, under any spelling of its path.
 
-    {"count", "row", "first" (its path), "of" (the row that lists it)}, rows by their lines, or {}.
+    {"count", "row", "first" (its path), "of" (the row that lists it), "spelled" (a path -> the
+    first one that names its file, where they differ)}, rows by their lines, or {} for none.
     """
+    spelled = find_spellings(database.image_paths, dataset)
     seen: dict[tuple[str, str], int] = {}
     again = []
     for row, (path, instance) in enumerate(
         zip(database.image_paths, database.instances, strict=True)
     ):
-        spelled = posixpath.normpath(relative_image_path(dataset, path))
-        known = seen.setdefault((instance, unicodedata.normalize("NFC", spelled)), row)
+        known = seen.setdefault((instance, spelled.get(path, path)), row)
         if known != row:
             again.append((row, known))
-    if not again:
-        return {}
-    row, known = again[0]
-    first = {"row": database.lines[row], "first": database.image_paths[row]}
-    return {"count": len(again), **first, "of": database.lines[known]}
+    found: dict = {"spelled": spelled} if spelled else {}
+    if again:
+        row, known = again[0]
+        first = {"row": database.lines[row], "first": database.image_paths[row]}
+        found |= {"count": len(again), **first, "of": database.lines[known]}
+    return found
+
+
+def find_spellings(paths: Sequence[str], dataset: Dataset) -> dict[str, str]:
+    """Paths -> the first one that names the same image, where that is another one.
+
+    Those that differ in the leading folders of the data set alone may be two files.
+    """
+    first: dict[tuple[str, Path | None], str] = {}
+    spelled: dict[str, str] = {}
+    alike: dict[str, list[str]] = {}
+    for path in dict.fromkeys(paths):
+        plain = posixpath.normpath(relative_image_path(dataset, path))
+        alike.setdefault(unicodedata.normalize("NFC", plain), []).append(path)
+    for plain, own in alike.items():
+        for path in own if len(own) > 1 else ():
+            known = first.setdefault((plain, _file_of(dataset, path)), path)
+            if known != path:
+                spelled[path] = known
+    return spelled
+
+
+def _file_of(dataset: Dataset, path: str) -> Path | None:
+    """The file of an image, None of one in shards or of none."""
+    with contextlib.suppress(FileNotFoundError):
+        return find_image(dataset, path).resolve()
+    return None
 
 
 # ---------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from utils_storage import (
     reference_features,
 )
 
+if TYPE_CHECKING:
+    from utils_labels import Matched
+
 # ---------------------------------------------------------------------------------------------
 # From native files
 # ---------------------------------------------------------------------------------------------
@@ -40,19 +44,30 @@ def write_pickle(path: Path, content: dict) -> None:
         pickle.dump(content, file, protocol=4)
 
 
-def write_reference_dataset(folder: Path, name: str, dataset: str) -> list[Path]:
+def write_reference_dataset(
+    folder: Path, name: str, dataset: str, matched: Matched | None = None
+) -> list[Path]:
     """Write the reference's two pickles of a data set from the native files beside them.
 
-    name: what the features go by; dataset: the folder of the images.
+    name: what the features go by; dataset: the folder of the images. matched: the annotation that
+    is there now and the rows of its features, None: those that the features were made with.
     """
     written = []
     for split in SPLITS:
-        columns = read_csv_columns(folder / f"{split}.csv", LABELS)
-        image_paths, texts, instances = (columns[name] for name in LABELS)
-        content = {"image_feats": read_array(folder / f"{split}_image.npy")}
+        if matched:
+            columns, rows, texts = (
+                matched.kept[split].columns(),
+                matched.images[split],
+                matched.texts,
+            )
+        else:
+            columns = read_csv_columns(folder / f"{split}.csv", LABELS)
+            rows = texts = slice(None)
+        content = {"image_feats": read_array(folder / f"{split}_image.npy")[rows]}
         if split == "query":
-            content["text_feats"] = read_array(folder / "query_text.npy")
-            content["context_text_feats"] = read_array(folder / "query_context_text.npy")
+            content["text_feats"] = read_array(folder / "query_text.npy")[texts]
+            content["context_text_feats"] = read_array(folder / "query_context_text.npy")[texts]
+        image_paths, texts, instances = (columns[name] for name in LABELS)
         paths = [reference_path(dataset, path) for path in image_paths]
         content |= {"paths": paths, "instances": instances, "texts": texts}
         if split == "database":

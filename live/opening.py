@@ -136,8 +136,8 @@ def open_dataset(dataset: str, backbone: str = "clip", where: Where | None = Non
     features = load_features(where.features, backbone, name)
     precision = (features.manifest or {}).get("precision", "fp32")
     load = cache(partial(load_encoder, backbone, device, precision))
-    viewed = (features.manifest or {}).get("pixels") == "viewed"
-    decode = partial(decode_image, own_mode=features.task.gallery.own_mode, viewed=viewed)
+    own_mode = features.task.gallery.own_mode
+    decode = partial(decode_image, own_mode=own_mode, viewed=features.viewed)
     return _open(features, where, find_images(dataset, where.data), load, decode, device)
 
 

@@ -77,4 +77,6 @@ def picture_of(searcher: Searcher, given: Given, key: str, size: str) -> bytes:
         content = searcher.images.read("database", task.gallery.path[int(number)])
         box = None if task.gallery.box is None else task.gallery.box[int(number)].tolist()
     side, most = SIZES[size]
-    return shrink(content, side, most, tuple(box) if box and any(box) else None)
+    return shrink(
+        content, side, most, tuple(box) if box and any(box) else None, searcher.features.viewed
+    )

@@ -455,7 +455,6 @@ def serve(
     desk, token = Desk(searcher, Given(folder / "given"), say), keep_token(folder / "token")
     threading.Thread(target=desk.warm, daemon=True).start()
     shown = "127.0.0.1" if everywhere else host
-    ready(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/?token={token}")
     app = make_app(desk, token, port, frozenset(names))
     settings = uvicorn.Config(
         app,
@@ -469,6 +468,7 @@ def serve(
     )
     try:
         with contextlib.suppress(KeyboardInterrupt):  # how it is ended
+            ready(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/?token={token}")
             uvicorn.Server(settings).run(sockets=[listening])
     finally:
         desk.worker.shutdown(wait=False, cancel_futures=True)

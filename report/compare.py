@@ -11,7 +11,7 @@ import numpy as np
 import pandas
 
 from report.bootstrap import RESAMPLES, compare_means
-from report.plots import draw_pair, new_figure, write_numbers
+from report.plots import draw_pair, drawable, new_figure, write_numbers
 from report.render import render
 from report.side_by_side import PAGE, write_side_by_side
 from utils import UserError, say, whole_folder
@@ -65,7 +65,7 @@ def compare_runs(
             axes = figure.subplots()
             up = queries["b"].to_numpy()
             draw_pair(axes, queries["a"].to_numpy(), up, f"{own_a.main} of A: {a}")
-            axes.set_ylabel(f"{own_a.main} of B: {b} (%)")
+            axes.set_ylabel(drawable(f"{own_a.main} of B: {b} (%)"))
         shown = write_side_by_side(building, folder, (run_a, run_b), place)
         page = render(
             "compare.html",

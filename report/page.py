@@ -39,6 +39,7 @@ def write_report(
     about: Mapping[str, str | Sequence[str]] | None = None,
     cache: Path | None = None,
     workers: int | None = None,
+    viewed: bool = False,
 ) -> Path:
     """Write a page of every query's ranked images, one method or several side by side.
 
@@ -54,6 +55,7 @@ def write_report(
     linked from it, or copied); `thumbnails` beside the report's folder by default.
     workers: threads that make thumbnails (Pillow lets go of the interpreter lock); by default one a
     core, at most 16.
+    viewed: the images were encoded as a viewer shows them, and are shown so.
     Returns the path of index.html. An image that cannot be read is shown as a box with its name;
     how many there are is said on stderr.
     """
@@ -61,7 +63,8 @@ def write_report(
     cache = folder.parent / "thumbnails" if cache is None else Path(cache)
     with whole_folder(folder) as building:
         shown = collect_report(evaluations, top_k)
-        pictures = make_thumbnails(images, shown.wanted(), cache, building / "thumbnails", workers)
+        place = building / "thumbnails"
+        pictures = make_thumbnails(images, shown.wanted(), cache, place, workers, viewed)
         say_what_is_missing(pictures)
         write_plots(building / "plots", evaluations)
         wanted = {crop.path: images.file(crop.path) for crop in pictures}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import bidirectional
 
 import numpy as np
 import pandas
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"]
 PLOT_STYLE = {
     "font.size": 9,
+    "font.family": "DejaVu Sans",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#888888",
@@ -84,8 +87,9 @@ def _plot_histogram(stem: Path, measure: str, values: dict[str, np.ndarray]) -> 
         colors = _colors(len(values))
         for axes, color, (label, own) in zip(panels, colors, values.items(), strict=True):
             axes.stairs(counts[label], edges, fill=True, color=color, alpha=0.85)
-            axes.set_title(f"{label}, mean {own.mean():.2f}", fontsize=9, loc="left")
-            axes.set_xlabel(f"{measure} (%)")
+            title = drawable(f"{_short(label)}, mean {own.mean():.2f}")
+            axes.set_title(title, fontsize=9, loc="left")
+            axes.set_xlabel(drawable(f"{measure} (%)"))
             axes.set_xlim(0, 100)
             axes.set_xticks(range(0, 101, 50 if several else 25))
             _rule(axes)
@@ -108,15 +112,17 @@ def _plot_groups(stem: Path, own: QueryValues, values: dict[str, np.ndarray]) ->
         else:
             for color, label in zip(_colors(len(values)), values, strict=True):
                 means = np.sort(table[label])[::-1]
-                axes.plot(range(len(means)), means, color=color, linewidth=1.4, label=label)
+                shown = drawable(_short(label))
+                axes.plot(range(len(means)), means, color=color, linewidth=1.4, label=shown)
             axes.legend(fontsize=8)
         if len(values) == 1 and len(table) <= NAMED_BARS:
-            names = [name if len(name) <= 18 else f"{name[:17]}\u2026" for name in table.index]
-            axes.set_xticks(range(len(table)), names, rotation=60, ha="right", fontsize=7)
+            names = [_short(name, 18, 0) for name in table.index]
+            names = map(drawable, names)
+            axes.set_xticks(range(len(table)), [*names], rotation=60, ha="right", fontsize=7)
         else:
             order = "each method in its own order" if len(values) > 1 else "sorted"
-            axes.set_xlabel(f"by {tag}, {order}")
-        axes.set_ylabel(f"mean {own.main} (%)")
+            axes.set_xlabel(drawable(f"by {tag}, {order}"))
+        axes.set_ylabel(drawable(f"mean {own.main} (%)"))
         axes.set_ylim(0, 100)
         axes.margins(x=0.01)
         _rule(axes)
@@ -129,8 +135,8 @@ def _plot_pairs(stem: Path, own: QueryValues, values: dict[str, np.ndarray]) -> 
     with new_figure(stem, (max(3.6, 2.7 * len(others)), 3.1)) as figure:
         panels = figure.subplots(1, len(others), sharey=True, squeeze=False)[0]
         for axes, label in zip(panels, others, strict=True):
-            draw_pair(axes, values[label], values[best], f"{own.main} of {label}")
-        panels[0].set_ylabel(f"{own.main} of {best} (%)")
+            draw_pair(axes, values[label], values[best], f"{own.main} of {_short(label)}")
+        panels[0].set_ylabel(drawable(f"{own.main} of {_short(best)} (%)"))
     table = pandas.DataFrame({**own.labels, **values})
     return [*_picture_paths(stem), write_numbers(stem, table)]
 
@@ -142,12 +148,40 @@ def draw_pair(axes: Axes, across: np.ndarray, up: np.ndarray, label: str) -> Non
     axes.scatter(across, up, s=size, color=COLORS[0], alpha=strength, linewidths=0, clip_on=False)
     won, lost = int((up > across).sum()), int((up < across).sum())
     axes.set_title(f"above {won}, below {lost}", fontsize=9, loc="left")
-    axes.set_xlabel(f"{label} (%)")
+    axes.set_xlabel(drawable(f"{label} (%)"))
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 100)
     axes.set_xticks(range(0, 101, 25))
     axes.set_yticks(range(0, 101, 25))
     axes.set_aspect("equal")
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    """The characters of the plots' font, which comes with matplotlib."""
+    from matplotlib.font_manager import findfont
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(findfont("DejaVu Sans")).get_charmap())
+
+
+def _short(name: str, most: int = 26, end: int = 8) -> str:
+    """A name of at most so many characters, the last `end` of them those of its end."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most - end - 1]}\u2026{name[len(name) - end :]}"
+
+
+def drawable(text: str) -> str:
+    """A text as the plots' font draws it: letters that it lacks, and those that run from right to
+    left, which it would put the wrong way round, by their numbers, as a poor console shows them.
+    """
+    return "".join(
+        char
+        if ord(char) in _glyphs() and bidirectional(char) not in ("R", "AL")
+        else char.encode("ascii", "backslashreplace").decode()
+        for char in text
+    )
 
 
 def _colors(count: int) -> list[str]:
@@ -213,20 +247,23 @@ def _draw_line(
     best = int(np.nanargmax(y))
     for (label, end), dashes in zip(ends.items(), ((5, 2), (1, 1.5), (5, 2, 1, 2)), strict=False):
         axes.axhline(
-            end, color="#777777", linewidth=0.9, dashes=dashes, label=f"{label}: {end:.2f}"
+            end,
+            color="#777777",
+            linewidth=0.9,
+            dashes=dashes,
+            label=drawable(f"{label}: {end:.2f}"),
         )
     axes.plot(x, y, color=COLORS[0], marker="o", markersize=3.5, linewidth=1.4)
     axes.plot(x[best], y[best], marker="o", markersize=8, color=COLORS[1], zorder=3)
-    axes.set_title(
-        f"best: {value} {y[best]:.2f} at {axis} = {labels[best]}", fontsize=9, loc="left"
-    )
+    title = drawable(f"best: {value} {y[best]:.2f} at {axis} = {labels[best]}")
+    axes.set_title(title, fontsize=9, loc="left")
     if not numeric:
         axes.set_xticks(x, labels, rotation=30, ha="right")
     if ends:
         axes.legend(fontsize=8, handlelength=3.2)
     axes.margins(y=0.12)
     axes.set_xlabel(axis)
-    axes.set_ylabel(f"{value} (%)")
+    axes.set_ylabel(drawable(f"{value} (%)"))
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.7)
     axes.set_axisbelow(True)
 
@@ -263,8 +300,9 @@ def _draw_heat_map(
     axes.set_xlabel(across)
     axes.set_ylabel(down)
     best = f"{down} = {rows[best_row]}, {across} = {columns[best_column]}"
-    axes.set_title(f"best: {value} {np.nanmax(grid):.2f} at {best}", fontsize=9, loc="left")
-    figure.colorbar(image, label=f"{value} (%)").outline.set_visible(False)
+    title = drawable(f"best: {value} {np.nanmax(grid):.2f} at {best}")
+    axes.set_title(title, fontsize=9, loc="left")
+    figure.colorbar(image, label=drawable(f"{value} (%)")).outline.set_visible(False)
 
 
 def _axis_values(column: pandas.Series) -> list:

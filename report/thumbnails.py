@@ -52,18 +52,20 @@ def make_thumbnails(
     cache: Path,
     folder: Path,
     workers: int | None = None,
+    viewed: bool = False,
 ) -> dict[Crop, Picture]:
     """Put the thumbnails of images into a folder, making those that are not in the cache.
 
     A thumbnail is named by its size, its box and the hash of the image's bytes, so that one is made
     once however often the image is named, and a changed image never shows its old thumbnail.
+    viewed: see shrink.
     """
     from tqdm import tqdm
 
     wanted = list(wanted)
     cache.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    make = partial(_make_thumbnail, images, cache, folder)
+    make = partial(_make_thumbnail, images, cache, folder, viewed)
     # One image of each split comes before the threads: a store that indexes shards when it is
     # first asked does it once then, not once in every thread.
     done = {crop: make(crop) for crop in {crop.split: crop for crop in wanted}.values()}
@@ -73,15 +75,17 @@ def make_thumbnails(
         return done | dict(zip(rest, bar, strict=True))
 
 
-def _make_thumbnail(images: ImageStore, cache: Path, folder: Path, wanted: Crop) -> Picture:
+def _make_thumbnail(
+    images: ImageStore, cache: Path, folder: Path, viewed: bool, wanted: Crop
+) -> Picture:
     side, most_bytes = THUMBNAILS[wanted.split]
     box = wanted.box if wanted.box and any(wanted.box) else None
-    part = "".join(f"-{edge}" for edge in box or ())
+    part = "".join(f"-{word}" for word in (*(box or ()), *(["viewed"] if viewed else [])))
     try:
         content = images.read(wanted.split, wanted.path)
         name = f"{hashlib.sha1(content).hexdigest()[:20]}{part}-{side}.webp"
         known = (cache / name).exists()
-        thumbnail = b"" if known else shrink(content, side, most_bytes, box)
+        thumbnail = b"" if known else shrink(content, side, most_bytes, box, viewed)
     # Whatever is wrong with one image (Pillow raises many kinds), the page must not fail for it.
     except Exception as error:
         return Picture(None, f"{type(error).__name__}: {error}")
@@ -97,15 +101,22 @@ def shrink(
     side: int,
     most_bytes: int,
     box: tuple[int, int, int, int] | None = None,
+    viewed: bool = False,
 ) -> bytes:
     """Encode an image as WebP of at most `side` pixels a side, of at most `most_bytes` bytes.
 
-    box: the part that is shown. The picture is turned as the model saw it: what the camera says of
-    its orientation is not applied. Raises what Pillow raises on bytes that are not an image.
+    box: the part that is shown. The picture is what the model saw: as a viewer shows it (viewed),
+    or plain, see read_pixels. Raises BadImage, or what Pillow raises, on other bytes.
     """
     from PIL import Image
 
-    with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+    from utils_pixels import decode_image
+
+    with (
+        decode_image(content, viewed=True)
+        if viewed
+        else Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
+    ) as image:
         if box:
             left, upper, right, lower = box
             image = image.crop(

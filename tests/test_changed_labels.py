@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from extraction_world import environment, write_rows
 from test_own_dataset import PLACES, THINGS, draw_photo, make_photos
@@ -92,6 +94,33 @@ def test_labels_are_read_anew(folder, small_clip, capsys, given):
     assert after == {k: v for k, v in table(small_clip, given, "again").items() if k != "notes"}
     assert (before["queries"], after["queries"]) == ("6", "4")
     assert before["mAP"] != after["mAP"]
+
+
+def read_pickles(folder: Path) -> list[dict]:
+    paths = [*folder.glob("features/*/photos/*.pkl")]
+    assert len(paths) == 2
+    return [pickle.loads(path.read_bytes()) for path in sorted(paths)]
+
+
+def test_the_references_files_have_the_labels_that_hold_now(folder, small_clip):
+    """As if extracted anew; what a method reads beside features is refused until they are."""
+    create(small_clip, "photos", "--format", "pkl")
+    before = read_pickles(folder)
+    for split, kept in (("query", 3), ("database", 8)):
+        path = folder / f"data/photos/{split}_files.csv"
+        rows = [(name, text, instance.upper()) for name, text, instance in read_rows(path)]
+        write_rows(path, rows[::-1][:kept])
+    create(small_clip, "photos", "--format", "pkl")
+    now = read_pickles(folder)
+    with pytest.raises(UserError, match="inputs are of their rows; first make them anew: python3"):
+        create(small_clip, "photos", "--inputs", "searle", "--phi", "phi.pt")
+    create(small_clip, "photos", "--format", "pkl", "--overwrite")
+    for own, anew, old in zip(now, read_pickles(folder), before, strict=True):
+        assert own.keys() == anew.keys()
+        for name in ("paths", "texts", "instances"):
+            assert own[name] == anew[name] != old[name]
+        for name in own.keys() - {"paths", "texts", "instances"}:
+            assert own[name] is anew[name] is None or np.allclose(own[name], anew[name], atol=1e-5)
 
 
 @pytest.mark.parametrize("given", ["photos", "data/photos"], ids=["by name", "by path"])

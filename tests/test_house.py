@@ -35,7 +35,7 @@ FLOORS = (
         *("utils_pixels", "utils_ranks", "utils_records", "utils_retrieval", "utils_task"),
         "utils_text_tower",
     ),
-    ("utils", "utils_startup"),
+    ("utils", "utils_signs", "utils_startup"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -16,9 +16,10 @@ import run_retrieval
 from benchmarks.icir import read_annotation
 from external.export import once
 from extraction.assets import read_captions, read_images
+from extraction.labelled import find_spellings
 from utils import Parser, UserError
 from utils_assets import load_mean, load_synthetic
-from utils_datasets import is_header, slashed
+from utils_datasets import Dataset, is_header, slashed
 from utils_features import load_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +123,8 @@ def elsewhere(tmp_path_factory) -> Path:
         (folder / f"mine/{name}.jpg").write_bytes(encode_jpeg(draw_image(seed)))
     write_rows(folder / "mine/query_files.csv", [("q.jpg", "猫 at night", "i")])
     rows = [("a.jpg", "猫 at night", "i"), ("./a.jpg", "猫 at night", "i"), ("b.jpg", "", "i")]
-    write_rows(folder / "mine/database_files.csv", [*rows, ("mine/b.jpg", "", "i")])
+    rows += [("mine/b.jpg", "", "i"), ("mine/a.jpg", "in snow", "i")]
+    write_rows(folder / "mine/database_files.csv", rows)
     return folder
 
 
@@ -141,19 +143,31 @@ def test_the_toolkits_own_data_from_another_folder_and_a_poor_console(elsewhere)
     """The tiny backbone and its corpus are found; what ASCII lacks is shown by its number."""
     done = run(elsewhere, "create_features.py", "--workers", "0")
     assert done.returncode == 0, done.stderr
-    repeated = "warning: 2 gallery rows list an image that their instance has already"
+    repeated = "warning: 3 gallery rows list an image that their instance has already"
     first = f"{repeated}, and count twice; the first, row 2: './a.jpg', that of row 1"
     assert first in done.stdout
     (path,) = elsewhere.glob("features/*/mine/manifest.json")
-    assert json.loads(path.read_text())["repeated"]["count"] == 2
+    assert json.loads(path.read_text())["repeated"]["count"] == 3
     done = run(elsewhere, "run_retrieval.py", "--method", "sum", "--export", "csv")
     assert done.returncode == 0, done.stderr
     assert first in done.stderr
     (path,) = elsewhere.glob("results/mine/*/run.csv")
-    assert len(path.read_text(encoding="utf-8").splitlines()) == 1 + 3  # mine/b.jpg may be another
+    listed = [line.split(",")[1] for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    assert sorted(listed) == ["a.jpg", "b.jpg"]
+    assert "lists an image once in a ranking: 3 gallery rows list one again" in done.stderr
 
 
 def test_exports_list_an_image_once():
-    same = {1: ("a.jpg", ""), 4: ("a.jpg", "")}
+    same = {1: "a.jpg", 4: "a.jpg"}
     assert once([4, 3, 1, 0], same) == [1, 3, 0]
+    assert once([1, 3, 4, 0], same, {4}) == [4, 3, 0]
     assert once([4, 3], {}) == [4, 3]
+
+
+def test_folders_that_differ_in_the_data_sets_name_alone_may_be_two(tmp_path):
+    for name in ("b.jpg", "mine/b.jpg", "c.jpg"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).touch()
+    paths = ["b.jpg", "mine/b.jpg", "c.jpg", "./c.jpg", "mine/c.jpg"]
+    found = find_spellings(paths, Dataset("mine", tmp_path / "mine"))
+    assert found == {"./c.jpg": "c.jpg", "mine/c.jpg": "c.jpg"}

@@ -191,35 +191,64 @@ def test_a_mistake_ends_both_commands_with_one_line(tmp_path, small_clip):
     assert not (tmp_path / "features").exists()
 
 
-def test_the_ten_lines_of_the_documentation(tmp_path, small_clip):
-    """The first commands of docs/own.md, as they stand there but for the backbone."""
-    commands = re.search("```bash\n(.*?)```", (ROOT / "docs/own.md").read_text(), re.DOTALL)[1]
-    assert len(commands.strip().split("\n")) <= 10
-    commands = re.sub("BACKBONE=.*", f"BACKBONE={shlex.quote(f'local-dir:{small_clip}')}", commands)
+def commands_of(page: str, beginning: str) -> str:
+    """The block of commands of a page that holds this beginning, without its remarks."""
+    blocks = re.findall("```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if beginning in block)
+    return re.sub(" +#.*", "", block)
+
+
+def run_commands(folder: Path, commands: str) -> subprocess.CompletedProcess[str]:
+    """Run commands of a page or of a message in a folder, on the CPU."""
     commands = re.sub(r"python3 (\S+)", f"{sys.executable} {ROOT}/\\1 --gpu -1", commands)
-    for seed, name in enumerate(("red", "a", "b", "c")):
-        draw_photo(tmp_path / f"mugs/{name}.jpg", "mug", "on sand", seed)
-    (tmp_path / "corpora").mkdir()
-    (tmp_path / "corpora/generic_subjects.csv").write_text("mug\n")
-    done = subprocess.run(
+    return subprocess.run(
         ["bash", "-e", "-c", commands],
-        cwd=tmp_path,
+        cwd=folder,
         env=environment(),
         capture_output=True,
         text=True,
     )
+
+
+WALK_NOTES = """\
+note: gallery: the 4 images below the folder, as there is no gallery.csv
+note: queries whose own image is in the gallery as a negative, unless "excluded" or \
+--exclude_query_image leaves it out: 2 of 2, the first '1' (queries.jsonl, line 1)
+"""
+
+
+def test_the_walk_of_the_readme(tmp_path, small_clip):
+    """Its own commands, but for the backbone, with every line that may be a warning; then basic."""
+    commands = commands_of("README.md", "mkdir -p mugs")
+    assert commands == commands_of("docs/own.md", "mkdir -p mugs")
+    assert len(commands.strip().split("\n")) <= 10
+    commands = re.sub("BACKBONE=.*", f"BACKBONE={shlex.quote(f'local-dir:{small_clip}')}", commands)
+    for seed, name in enumerate(("red", "a", "b", "c")):
+        draw_photo(tmp_path / f"mugs/{name}.jpg", "mug", "on sand", seed)
+    done = run_commands(tmp_path, commands)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == WALK_NOTES
     folder = results(tmp_path, "sum", "mugs")
     (row,) = read_table(folder / "mAP_table.csv")
     assert all(0 <= float(row[name]) <= 100 for name in ("mAP", "R@1", "R@5", "R@10"))
     assert row["queries"] == "2"
-    said = done.stdout + done.stderr
-    assert "the 4 images below the folder, as there is no gallery.csv" in said
-    assert "queries whose own image is in the gallery as a negative" in said
     assert (folder / "report/index.html").exists()
     flags = ("--dataset", "mugs", "--method", "basic", "--use_preset")
     done = run(tmp_path, "run_retrieval.py", small_clip, *flags)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    for command in ("--dataset corpus", "--dataset mean", "--dataset synthetic"):
-        assert f"create_features.py {command} --backbone local-dir:{small_clip}" in done.stderr
+    commands = re.findall(r"python3 create_features\.py [^;()]*", done.stderr)
+    kinds = [re.search(r"--dataset (\w+) --backbone (\S+)", own).groups() for own in commands]
+    backbone = f"local-dir:{small_clip}"
+    assert sorted(set(kinds)) == [(n, backbone) for n in ("corpus", "mean", "synthetic")]
+    rows = "".join(f"{name}.jpg,a mug\n" for name in ("red", "a", "b", "c"))
+    (tmp_path / "captions.csv").write_text(rows)
+    given = {"PATH": "mugs", "DIR": "mugs", "FILE": "captions.csv"}
+    for command in dict.fromkeys(commands):
+        done = run_commands(tmp_path, re.sub("PATH|DIR|FILE", lambda word: given[word[0]], command))
+        assert done.returncode == 0, done.stderr
+    done = run(tmp_path, "run_retrieval.py", small_clip, *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == WALK_NOTES
+    (row,) = read_table(results(tmp_path, "basic", "mugs") / "mAP_table.csv")
+    assert (row["method"], row["queries"]) == ("basic", "2")

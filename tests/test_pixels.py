@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import torch
 from extraction_world import write_rows, write_shards
 from PIL import Image
 from pixel_files import GREY, RGB, all_cases, grey_profile, in_mode, save, srgb_profile
+from report_world import page_data
 
+import run_retrieval
 from create_features import main
 from utils import UserError
 from utils_features import load_encoder
@@ -136,6 +139,17 @@ def extract(tmp_path, small_clip, monkeypatch):
     return run
 
 
+def difference_shown(dataset: str, clip: Path) -> float:
+    """How far the two pictures of the gallery are apart in the report, in steps of 255."""
+    flags = ["--dataset", dataset, "--backbone", f"local-dir:{clip}", "--gpu", "-1"]
+    run_retrieval.main([*flags, "--method", "image", "--report"])
+    (page,) = Path("results").glob("*/image*/report/index.html")
+    names = [item[2] for item in page_data(page)["rows"]]
+    seen = [np.asarray(Image.open(page.parent / "thumbnails" / name), int) for name in names]
+    same = seen[0].shape == seen[1].shape
+    return float(np.abs(seen[0] - seen[1]).mean()) if same else 255.0
+
+
 SHARDED = {"t.jpg": TURNED, "s.jpg": STRAIGHT}
 
 
@@ -147,7 +161,9 @@ def similarity(array: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("dataset", "pixels"), [("photos", "viewed"), ("tiny", "plain")], ids=["own", "published"]
 )
-def test_the_picture_as_viewed_is_encoded_of_ones_own(extract, tmp_path, dataset, pixels):
+def test_the_picture_as_viewed_is_encoded_of_ones_own(
+    extract, tmp_path, small_clip, dataset, pixels
+):
     """Of a published data set, what was encoded before; features of the two are not mixed."""
     extract("--dataset", dataset)
     (path,) = tmp_path.glob(f"features/*/{dataset}/manifest.json")
@@ -157,6 +173,7 @@ def test_the_picture_as_viewed_is_encoded_of_ones_own(extract, tmp_path, dataset
     assert stages == [("query_image", "t.jpg"), ("database_image", "t.jpg")]
     alike = similarity(np.load(path.parent / "database_image.npy")) > 0.999
     assert alike == (pixels == "viewed")
+    assert alike == (difference_shown(dataset, small_clip) < 5)
     other = "plain" if pixels == "viewed" else "viewed"
     message = f"with another pixels \\({pixels}, now {other}\\); --pixels {pixels} keeps them"
     with pytest.raises(UserError, match=message):

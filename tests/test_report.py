@@ -464,6 +464,25 @@ class TestPlots:
         svg = drawn(plot_sweep(tmp_path / "sweep", table, ["corpus"], {name: 1.5}, "mAP")[1])
         assert f"<!-- best: mAP 2.00 at corpus = {name} -->" in svg
 
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("name", ["猫 at night", "كوب", "a mug " * 20])
+    def test_names_that_the_font_lacks_are_drawn_by_their_numbers(
+        self, world, evaluations, tmp_path, name
+    ):
+        """Nothing is drawn as a box, the wrong way round or without room, and nothing is warned."""
+        tags = {"instance": world.queries["instance"].replace({"mug": name}).tolist()}
+        task = evaluations[0].task
+        task = dataclasses.replace(task, queries=dataclasses.replace(task.queries, tags=tags))
+        first = dataclasses.replace(evaluations[0], task=task)
+        write_plots(tmp_path, [first])
+        shown = name.encode("ascii", "backslashreplace").decode()
+        assert f"<!-- {shown if len(name) < 18 else 'a mug a mug a mug…'} -->" in drawn(
+            tmp_path / "by_group.svg"
+        )
+        assert name in pandas.read_csv(tmp_path / "by_group.csv")["instance"].tolist()
+        run = dataclasses.replace(evaluations[1].run, variant=name)
+        write_plots(tmp_path, [evaluations[0], dataclasses.replace(evaluations[1], run=run)])
+
     def test_the_same_numbers_give_the_same_files(self, evaluations, tmp_path):
         first, second = (write_plots(tmp_path / name, evaluations) for name in ("a", "b"))
         for one, other in zip(first, second, strict=True):
