@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -150,8 +151,11 @@ def load_queries(
 
 
 @torch.inference_mode()
-def evaluate(name: str, method: str) -> dict[str, float]:
-    """The means of one method, in percent, from the files on disk."""
+def evaluate(name: str, method: str, sample: int) -> dict[str, float]:
+    """The means of one method, in percent, from the files on disk.
+
+    sample: how many queries, 0 for all; seconds_left: what the others would take at that rate.
+    """
     read, judge = PROTOCOLS[name]
     names, queries = read()
     folder = FEATURES / name
@@ -159,21 +163,24 @@ def evaluate(name: str, method: str) -> dict[str, float]:
     kind = "context_text" if method == "basic" else "text"  # as its preset has it
     images, texts = load_queries(folder, gallery, kind)
     score = scorers(gallery)[method]
-    figures = []
-    for image, text, query in zip(images, texts, queries, strict=True):
+    figures, started, sample = [], time.perf_counter(), sample or len(queries)
+    for image, text, query in islice(zip(images, texts, queries, strict=True), sample):
         order = torch.argsort(score(image, text), descending=True, stable=True)
         ranking = [names[row] for row in order.tolist()]
         figures.append(judge(ranking, *query))
-    return {key: 100 * float(np.mean([own[key] for own in figures])) for key in figures[0]}
+    means = {key: 100 * float(np.mean([own[key] for own in figures])) for key in figures[0]}
+    left = (time.perf_counter() - started) * (len(queries) / len(figures) - 1)
+    return means | {"seconds_left": round(left, 2)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("name", choices=PROTOCOLS)
     parser.add_argument("methods", nargs="+")
+    parser.add_argument("--sample", type=int, default=0)
     options = parser.parse_args()
     started = time.perf_counter()
-    rows = [{"method": m} | evaluate(options.name, m) for m in options.methods]
+    rows = [{"method": m} | evaluate(options.name, m, options.sample) for m in options.methods]
     seconds = f"{time.perf_counter() - started:.2f}"
     Path("results_baseline").mkdir(exist_ok=True)
     with open("results_baseline/table.csv", "w", newline="", encoding="utf-8") as file:
