@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import starmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, MappedRows | ArrayRows]
 
-BLOCKS_AT_ONCE = 8  # at most, on a CPU; memory grows with them
+BLOCKS_AT_ONCE = 8  # or parts of one, at most, on a CPU; memory grows with them
 PINNED_BYTES = 256 << 20  # size of each of the two buffers through which rows go to the GPU
 
 
@@ -204,10 +204,39 @@ def search_blocks(
         return search(block, rows)
 
     try:
-        with ThreadPoolExecutor(threads // share) as pool:
+        if threads == share:
+            yield from map(read, blocks)
+            return
+        with _pool(threads // share, share) as pool:
             yield from pool.map(read, blocks)
     finally:
         torch.set_num_threads(threads)
+
+
+def search_parts(search: Callable[[Block], Any], parts: Sequence[Block], device: torch.device):
+    """search(part) of every part of a block, in order: a list.
+
+    On a CPU each of the threads of torch that the block has works on a part of its own: they need
+    not wait for each other after every step.
+    """
+    import torch
+
+    threads = min(torch.get_num_threads(), BLOCKS_AT_ONCE, len(parts))
+    if device.type != "cpu" or threads == 1:
+        return list(map(search, parts))
+    whole = torch.get_num_threads()
+    try:
+        with _pool(threads, 1) as pool:
+            return list(pool.map(search, parts))
+    finally:
+        torch.set_num_threads(whole)
+
+
+def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
+    """Threads for work with torch, each of which has so many threads of torch's."""
+    import torch
+
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
 
 
 def _copied_blocks(

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils import UserError
-from utils_blocks import Block, Cells, Judged, make_blocks, search_blocks
+from utils_blocks import Block, Cells, Judged, make_blocks, search_blocks, search_parts
 from utils_explained import Explained, collect_explained, explain_part, rows_sampled
 from utils_metrics import average, measure, plan_steps, positive_ranks
 from utils_retrieval import Assets, Gallery, Method, Queries, Rows, unit_rows
 from utils_runs import Run, shown_parameters
 from utils_storage import Features, QueryRows
-from utils_task import Task
+from utils_task import RowSets, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 # (query, row) pairs of a block that are scored together: fits the caches; fills a GPU
 PAIRS_SCORED = {"cpu": 1 << 19, "cuda": 1 << 24}
-QUERIES_SCORED = 64  # images, at least, of a large gallery: products of fewer wait for memory
+PAIRS_COMPARED = 1 << 24  # (image, row) pairs of one product,
+IMAGES_COMPARED = 64  # of at least so many images: products of fewer wait for memory
+PARTS = 4  # at least, for each thread
 SCORES_RANKED = 1 << 22  # of several runs, together
 
 
@@ -139,11 +141,12 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A method with its prepared points and the numbers of their runs."""
+    """A method with its prepared points, the numbers of their runs, and the features they read."""
 
     method: Method
     points: Sequence
     numbers: Sequence[int]
+    reads: Sequence[str]
 
 
 class _Times:
@@ -206,6 +209,57 @@ def _observe(
     return observed
 
 
+def _find_part(
+    part: Block,
+    queries: Queries,
+    gallery: Gallery,
+    observed: Sequence[_Prepared],
+    ties: str,
+    tops: Mapping[str, int],
+    times: _Times,
+) -> dict[int, dict[str, _Found]]:
+    """What all runs find for a part of a block, by number and view.
+
+    Queries that score the same are ranked once; others a few at a time, for the caches' sake.
+    """
+    import torch
+
+    found: dict[int, dict[str, _Found]] = {}
+    plain = all(view.excluded is None and view.candidates is None for view in part.views.values())
+    in_pieces = []
+    for p in observed:
+        first, kind = slice(None), None
+        if p.method.by_features and plain:
+            read = torch.cat([queries[name] for name in p.reads], dim=1)
+            first, kind = gallery.distinct(read)
+        if kind is None:
+            in_pieces.append(p)
+        else:
+            found |= _find(part, queries.some(first), gallery, [p], ties, tops, times, kind)
+    size = max(1, PAIRS_SCORED[queries.device.type] // len(part))
+    pieces = [
+        _find(piece, queries.some(slice(i, i + size)), gallery, in_pieces, ties, tops, times)
+        for i, piece in zip(range(0, len(part.queries), size), part.split(size), strict=True)
+    ]
+    for p in in_pieces:
+        for number in p.numbers:
+            own = [piece.pop(number) for piece in pieces]
+            found[number] = {name: _joined([views[name] for views in own]) for name in part.views}
+    return found
+
+
+def _joined(found: Sequence[_Found]) -> _Found:
+    """What a run finds for some queries after others."""
+    import torch
+
+    if len(found) == 1:
+        return found[0]
+    tops = [own.top for own in found]
+    top = None if None in tops else tuple(map(np.concatenate, zip(*tops, strict=True)))
+    ranks, tied = (torch.cat([getattr(own, n) for own in found]) for n in ("ranks", "tied"))
+    return _Found(ranks, tied, top)
+
+
 def _find(
     block: Block,
     queries: Queries,
@@ -214,8 +268,12 @@ def _find(
     ties: str,
     tops: Mapping[str, int],
     times: _Times,
+    kind: Tensor | None = None,
 ) -> dict[int, dict[str, _Found]]:
-    """Score a gallery for a block's queries in all runs; what each finds, by number and view."""
+    """Score a gallery for a block's queries in all runs; what each finds, by number and view.
+
+    kind: which of the queries each of the block's scores as, int64 (q,), or None: they are these.
+    """
     found: dict[int, dict[str, _Found]] = {}
     for p in observed:
         with times.measure(p.method):
@@ -224,7 +282,7 @@ def _find(
                 numbers = [number for number, _ in some]
                 scores = [with_copies(block.copies, own) for _, own in some]
                 for name, judged in block.views.items():
-                    ranked = _rank(judged, scores, ties, tops.get(name, 0))
+                    ranked = _rank(judged, scores, ties, tops.get(name, 0), kind)
                     for number, own in zip(numbers, ranked, strict=True):
                         found.setdefault(number, {})[name] = own
     return found
@@ -266,14 +324,16 @@ def with_copies(copies: np.ndarray | None, scores: Tensor) -> Tensor:
     return scores.index_copy(1, copy, scores[:, first])
 
 
-def _rank(judged: Judged, scores: Sequence[Tensor], ties: str, top_k: int) -> list[_Found]:
-    """Rank the rows of a view in each run's scores (q, n)."""
+def _rank(
+    judged: Judged, scores: Sequence[Tensor], ties: str, top_k: int, kind: Tensor | None
+) -> list[_Found]:
+    """Rank the rows of a view in each run's scores (q, n); kind: see _find."""
     scores = [_ranked_scores(judged, own) for own in scores]
-    ranked = positive_ranks(scores, *_on_device(judged.positives, scores[0]), ties)
-    return [
-        _Found(ranks.int(), tied, best_rows(own, top_k) if top_k else None)
-        for own, ranks, tied in zip(scores, *ranked, strict=True)
-    ]
+    ranked = positive_ranks(scores, *_on_device(judged.positives, scores[0]), ties, kind)
+    tops = [best_rows(own, top_k) if top_k else None for own in scores]
+    if kind is not None and top_k:
+        tops = [tuple(part[kind.cpu().numpy()] for part in top) for top in tops]
+    return [_Found(ranks.int(), tied, top) for top, ranks, tied in zip(tops, *ranked, strict=True)]
 
 
 def _ranked_scores(judged: Judged, scores: Tensor) -> Tensor:
@@ -394,19 +454,19 @@ def _evaluate(
         kinds = {name: Rows.of(rows) for name, rows in raw.items()}
         gallery = Gallery(kinds, block.database_rows(np.arange(len(block))))
         _check_rows(gallery, block, features)
-        recurring = QUERIES_SCORED * len(block.queries) // block.images
-        size = max(recurring, PAIRS_SCORED[device.type] // len(block))
         observed = _observe(prepared, select(block), gallery, times) if whole else None
-        parts = []
-        for part in block.split(size):
+
+        @torch.inference_mode()
+        def search_part(part: Block) -> tuple[Block, dict, dict]:
             some = select(part)
             own = observed or _observe(prepared, some, gallery, times)
-            found, made = _find(part, some, gallery, own, ties, tops, times), {}
+            found, made = _find_part(part, some, gallery, own, ties, tops, times), {}
             if sampled is not None:
                 main = features.task.main_view
                 made = _explain(part, some, gallery, own, found, main, sampled)
-            parts.append((part, found, made))
-        return parts
+            return part, found, made
+
+        return search_parts(search_part, list(block.split(_part_size(block, device))), device)
 
     def select(block: Block) -> Queries:
         """The queries of a block with their features."""
@@ -439,6 +499,19 @@ def _evaluate(
     ]
 
 
+def _part_size(block: Block, device: torch.device) -> int:
+    """How many queries of a block are compared by one product: of a CPU, parts for all threads."""
+    import torch
+
+    images = max(IMAGES_COMPARED, PAIRS_COMPARED // len(block))
+    size = images * len(block.queries) // block.images
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if threads == 1:
+        return size
+    share = -(-len(block.queries) // (PARTS * threads))
+    return min(size, max(share, PAIRS_SCORED["cpu"] // len(block), 1))
+
+
 def _by_method(runs: Sequence[Run], assets: Assets, times: _Times) -> Iterator[_Prepared]:
     """For each method its prepared points and the numbers of their runs.
 
@@ -449,9 +522,10 @@ def _by_method(runs: Sequence[Run], assets: Assets, times: _Times) -> Iterator[_
         numbers = [number for number, run in enumerate(runs) if run.method is method]
         numbers.sort(key=lambda number: astuple(runs[number].parameters))
         points = [runs[number].parameters for number in numbers]
+        reads = dict.fromkeys(name for p in points for name in method.query_features(p))
         with times.measure(method):
             prepared = method.prepare(points, assets)
-        yield _Prepared(method, prepared, numbers)
+        yield _Prepared(method, prepared, numbers, tuple(reads))
 
 
 def _collect(
@@ -576,14 +650,20 @@ def check_lengths(
 def _all_positives(task: Task, view: str, blocks: Sequence[Block]) -> tuple[Positives, np.ndarray]:
     """All positives of a view in query order, and the order that brings the blocks' to it."""
     cells = [block.views[view].positives for block in blocks]
-    query = np.concatenate([b.queries[c.query] for b, c in zip(blocks, cells, strict=True)])
+    queries = np.concatenate([block.queries for block in blocks])
+    sizes = [
+        np.bincount(c.query, minlength=len(b.queries)) for b, c in zip(blocks, cells, strict=True)
+    ]
     row = np.concatenate([b.database_rows(c.row) for b, c in zip(blocks, cells, strict=True)])
-    order = np.lexsort((row, query))
+    start = np.cumsum(np.concatenate([[0], *sizes]))
+    by_query = np.argsort(queries)
+    place, order = RowSets(start, np.arange(len(row))).gather(by_query)
+    query = queries[by_query][place]
     count = np.bincount(query, minlength=len(task.queries))
     ranked = np.zeros(len(task.queries), np.int64)
     for block in blocks:
         ranked[block.queries] = _ranked_rows(block, block.views[view])
-    return Positives(query[order], row[order], count, ranked), order
+    return Positives(query, row[order], count, ranked), order
 
 
 def _ranked_rows(block: Block, judged: Judged) -> np.ndarray:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, product, repeat, takewhile
 from typing import TYPE_CHECKING
@@ -31,35 +30,48 @@ EPSILON = 1e-5  # in the divisors of FREEDOM's and i-CIR's code: a perfect ranki
 # Ranks
 # ---------------------------------------------------------------------------------------------
 
-# (positive, row) pairs compared, or rows sorted, in one step: fits a core's cache; fills a GPU
+# (positive, row) pairs compared in one step: fits a core's cache; fills a GPU
 PAIRS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
+SHARE_TO_SELECT = 0.7  # of the rows in play, below which picking them out is less than it saves
 VALUES_COMPARED = 32  # at most, to find the columns that tie with positives; all are sorted beyond
 FEW_POSITIVES = 48  # of a query: on a CPU compared with the rows of several runs, else rows sorted
 
 
 def positive_ranks(
-    scores: Sequence[torch.Tensor], query: torch.Tensor, position: torch.Tensor, ties: str = "row"
+    scores: Sequence[torch.Tensor],
+    query: torch.Tensor,
+    position: torch.Tensor,
+    ties: str = "row",
+    kind: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """0-based ranks of the positives: how many columns score higher, or as high and rank earlier.
 
     scores: float32 (Q, N) of each of R runs, higher is better; -inf in columns that are not ranked,
     never NaN. query, position: int64 (P,), row and column in each run's scores of every positive,
     sorted by query, then position. ties: equal scores rank in column order ("row"), or with the
-    positives before ("best") or after ("worst") the negatives. Returns ranks int64 (R, P), and tied
-    bool (R, P): the positive ties with a negative.
+    positives before ("best") or after ("worst") the negatives. kind: int64, the row of scores of
+    each query, which several may share; None: query i has row i. Returns ranks int64 (R, P), and
+    tied bool (R, P): the positive ties with a negative.
     """
-    few = len(query) <= FEW_POSITIVES * len(scores[0]) and len(scores) > 1
-    by_sorting = query.device.type == "cpu" and not few  # see tests/speed/bench_ranks.py
-    find = ranks_by_sorting if by_sorting else ranks_by_comparing
-    return find(scores, query, position, ties)
+    queries = len(scores[0]) if kind is None else len(kind)
+    few = len(query) <= FEW_POSITIVES * queries and len(scores) > 1
+    if query.device.type == "cpu" and not few:  # see tests/speed/bench_ranks.py
+        return ranks_by_sorting(scores, query, position, ties, kind)
+    if kind is not None:
+        scores = [own.index_select(0, kind) for own in scores]
+    return ranks_by_comparing(scores, query, position, ties)
 
 
 def ranks_by_sorting(
-    scores: Sequence[torch.Tensor], query: torch.Tensor, position: torch.Tensor, ties: str
+    scores: Sequence[torch.Tensor],
+    query: torch.Tensor,
+    position: torch.Tensor,
+    ties: str,
+    kind: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What positive_ranks returns, on a CPU, where numpy's sort is ten times as fast as torch's.
 
-    A query's rows are sorted once, however many positives it has: N log N, not N n.
+    A row of scores is sorted once, however many positives and queries it has: N log N, not N n.
     """
     import torch
 
@@ -68,53 +80,61 @@ def ranks_by_sorting(
     runs, position = [own.numpy() for own in scores], position.numpy()
     numbers, counts = query.unique_consecutive(return_counts=True)
     stops = counts.cumsum(0)
-    spans = map(slice, (stops - counts).tolist(), stops.tolist())
-    work = list(product(range(len(runs)), zip(numbers.tolist(), spans, strict=True)))
-
-    def rank(some: slice) -> None:
-        for run, (number, span) in work[some]:
-            found = _rank_in_row(runs[run][number], position[span], ties)
-            ranks[run, span], tied[run, span] = found
-
-    threads = torch.get_num_threads()
-    if threads == 1:
-        rank(slice(None))
-        return torch.from_numpy(ranks), torch.from_numpy(tied)
-    at_once = PAIRS_AT_ONCE["cpu"] // max(1, scores[0].shape[1])
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(rank, _slices(0, len(work), at_once)))
+    spans = defaultdict(list)
+    rows = (numbers if kind is None else kind[numbers]).tolist()
+    for row, start, stop in zip(rows, (stops - counts).tolist(), stops.tolist(), strict=True):
+        spans[row].append(slice(start, stop))
+    for run, own in enumerate(runs):
+        for row, some in spans.items():
+            found = _rank_in_row(own[row], [position[span] for span in some], ties)
+            for span, pair in zip(some, found, strict=True):
+                ranks[run, span], tied[run, span] = pair
     return torch.from_numpy(ranks), torch.from_numpy(tied)
 
 
-def _rank_in_row(row: np.ndarray, position: np.ndarray, ties: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks and tied (n,) of one query's positives; row: its scores (N,); position: (n,), rising.
+def _rank_in_row(row: np.ndarray, positions: Sequence[np.ndarray], ties: str) -> Iterator[tuple]:
+    """Ranks and tied (n,) of the positives of each query that has these scores, (N,).
 
-    A column that scores less than every positive counts for none.
+    positions: n of each, rising. A column that scores less than every positive counts for none.
     """
+    lowest = min(row[position].min() for position in positions)
+    in_play = row >= lowest
+    few = np.count_nonzero(in_play) < SHARE_TO_SELECT * len(row)
+    ordered = row[in_play] if few else row.copy()
+    ordered.sort()
+    for position in positions:
+        yield _rank_among(ordered, row, position, ties)
+
+
+def _rank_among(
+    ordered: np.ndarray, row: np.ndarray, position: np.ndarray, ties: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks and tied (n,) of one query's positives; ordered: its scores in play, rising."""
     own = row[position]
-    lowest = own.min()
-    ranks, equal = _count_in(np.sort(row[row >= lowest]), own)
-    twins = _count_in(np.sort(own), own)[1]
+    end = ordered.searchsorted(own, "right")
+    ranks = len(ordered) - end
+    if not (ordered[end - 2] == own).any():  # each score is alone (of one score, this is it)
+        return ranks, np.zeros(len(own), bool)
+    equal = end - ordered.searchsorted(own)
+    twins = _equal_to(own)
     tied = equal > twins
     if ties == "worst":
         ranks += equal - twins
-    if (equal == 1).all():
-        return ranks, tied
     rivals = position
     if ties == "row":
         values = np.unique(own[equal > 1])
         few = len(values) <= VALUES_COMPARED
-        rivals = np.flatnonzero(np.isin(row, values) if few else row >= lowest)
+        rivals = np.flatnonzero(np.isin(row, values) if few else row >= own.min())
     first = _order(own)  # of each score, where the key of column c is c lower
     keys = np.sort(_order(row[rivals]) - rivals)
     earlier = keys.searchsorted(first, "right") - keys.searchsorted(first - position, "right")
     return ranks + earlier, tied
 
 
-def _count_in(ordered: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many of the rising `ordered` are above each value, and how many equal it: int64."""
-    end = ordered.searchsorted(values, "right")
-    return len(ordered) - end, end - ordered.searchsorted(values)
+def _equal_to(values: np.ndarray) -> np.ndarray:
+    """How many of the values equal each of them, itself included: int64."""
+    ordered = np.sort(values)
+    return ordered.searchsorted(values, "right") - ordered.searchsorted(values)
 
 
 def _order(values: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ torch is imported inside the functions that need it, so that `--help` answers at
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ ZERO_EIGENVALUE = 1e-9  # of the largest in size; rounding makes about 1e-14 of 
 SYNTHETIC_ROWS_AT_ONCE = 4096
 PAIRS_HELD = 1 << 24  # similarities that are held together while the nearest rows are found
 PAIRS_WORTH_SHARING = 1 << 22  # of a product on a CPU, from which equal vectors are looked for
+BYTES_KEPT = 1 << 29  # of similarities, for queries that are scored a few at a time
 
 
 # ---------------------------------------------------------------------------------------------
@@ -80,18 +81,57 @@ class TextParameters:
 
 
 @dataclass(frozen=True, eq=False)
+class Asked:
+    """A similarity V (X - m)' that a method asks for, and what it makes of it.
+
+    vectors: yields V (Q, D), a row for each of the observed queries. mean: m (D,), or None for
+    zero. then(similarity, rows): what is made of the similarity of some rows of V, which it does
+    not change, element by element.
+    """
+
+    vectors: Callable[[], Tensor]
+    mean: Tensor | None = None
+    then: Callable[[Tensor, Tensor | slice], Tensor] = lambda similarity, rows: similarity
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """Values (U, N) that queries share: kind (Q,) says which row is whose; None: one of each."""
+
+    values: Tensor
+    kind: Tensor | None = None
+
+    def of(self, place: slice | Tensor) -> Tensor:
+        """The values of some of the queries, (q, N); copied only where they lie scattered."""
+        if self.kind is None:
+            return self.values[place]
+        kind = self.kind[place]
+        own = kind.cpu().numpy()  # whose small steps cost less than a tensor's
+        first, count = int(own[0]), len(own)
+        if (own == first).all():
+            return self.values[first].expand(count, -1)
+        if (own[1:] - own[:-1] == 1).all():
+            return self.values[first : first + count]
+        return self.values.index_select(0, kind)
+
+
+@dataclass(frozen=True, eq=False)
 class Queries:
     """The features of some queries, unit rows (Q, D), by name: image, text, and further inputs.
 
     number: int64 array (Q,), their rows in the task. words: their texts, Q strings. device: where
-    scores are to be.
+    scores are to be. whole: the queries that were observed, where these are some of them, and
+    place: which.
     """
 
     features: Mapping[str, Tensor]
     number: Any = None
     words: Sequence[str] = ()
     device: Any = "cpu"
-    _compared: dict[tuple[Gallery, str], Tensor] = field(default_factory=dict, repr=False)
+    whole: Queries | None = None
+    place: slice | Tensor = field(default_factory=partial(slice, None))
+    _known: dict[Hashable, Shared] = field(default_factory=dict, repr=False)
+    _own: dict[Hashable, Tensor] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.features[name]
@@ -104,19 +144,81 @@ class Queries:
     def text(self) -> Tensor:
         return self.features["text"]
 
+    @property
+    def observed(self) -> Queries:
+        """The queries that were observed: these, or those that these are some of."""
+        return self.whole or self
+
     def texts(self, contextualize: bool) -> Tensor:
         """The plain or the contextualised text features, (Q, D)."""
         return self.features[name_of_texts(contextualize)]
 
-    def similarities(self, gallery: Gallery, *names: str) -> list[Tensor]:
-        """V X' of the features of each name with a gallery's images: (Q, N) each.
+    def anew(self) -> Queries:
+        """These queries, and those that they are some of, without what they know of galleries."""
+        if self.whole is not None:
+            return self.whole.anew().some(self.place)
+        return replace(self, _known={}, _own={})
+
+    def some(self, place: slice | Tensor) -> Queries:
+        """Some of these queries, by their places (int64); they share what any of them ask for."""
+        features = {name: rows[place] for name, rows in self.features.items()}
+        which = place if isinstance(place, slice) else place.cpu().numpy()
+        words = self.words[place] if isinstance(place, slice) else [self.words[i] for i in which]
+        return Queries(features, self.number[which], words, self.device, self, place)
+
+    def similarities(self, gallery: Gallery, *names: str, of: str = "image") -> list[Tensor]:
+        """V X' of the features of each name with a gallery's features: (Q, N) each.
 
         What is not known yet takes one product; all methods share it, and none may change it.
         """
-        new = [name for name in dict.fromkeys(names) if (gallery, name) not in self._compared]
-        found = gallery.similarities({n: (self.features[n], None) for n in new}) if new else {}
-        self._compared.update({(gallery, name): own for name, own in found.items()})
-        return [self._compared[gallery, name] for name in names]
+        features = self.observed.features
+        asked = {name: Asked(partial(features.__getitem__, name)) for name in names}
+        found = self.compare(gallery, asked, of)
+        return [found[name] for name in names]
+
+    def compare(
+        self, gallery: Gallery, asked: Mapping[Hashable, Asked], of: str = "image"
+    ) -> dict[Hashable, Tensor]:
+        """What is asked of a gallery's rows, by key: (Q, N) each, which none may change.
+
+        What is not known yet takes one product: of all that were observed, equal vectors once, if
+        there is room to keep what comes of it, else of these. Equal keys are to ask for the same.
+        """
+        known, full = self.observed._known, {key: (gallery, of, key) for key in asked}
+        new = {key: one for key, one in asked.items() if full[key] not in known}
+        room = BYTES_KEPT - sum(shared.values.nbytes for shared in known.values())
+        kept, found = _ask(new, gallery, of, room, self.place) if new else (True, {})
+        if kept:
+            known.update({full[key]: shared for key, shared in found.items()})
+        return {
+            key: found[key].values if key in found and not kept else self._taken(full[key])
+            for key in asked
+        }
+
+    def _taken(self, key: Hashable) -> Tensor:
+        if key not in self._own:
+            self._own[key] = self.observed._known[key].of(self.place)
+        return self._own[key]
+
+
+def _ask(
+    asked: Mapping[Hashable, Asked], gallery: Gallery, of: str, room: int, place: slice | Tensor
+) -> tuple[bool, dict[Hashable, Shared]]:
+    """Whether what is asked of the observed queries fits in `room` bytes, and it, or of some."""
+    parts = {}
+    for key, one in asked.items():
+        vectors = one.vectors()
+        first, kind = gallery.distinct(vectors)
+        parts[key] = vectors[first], first, kind
+    fits = 4 * len(gallery) * sum(len(vectors) for vectors, _, _ in parts.values()) <= room
+    if not fits:
+        parts = {key: (one.vectors()[place], place, None) for key, one in asked.items()}
+    vectors = {key: (part[0], asked[key].mean) for key, part in parts.items()}
+    similar = gallery.similarities(vectors, of)
+    return fits, {
+        key: Shared(asked[key].then(similar[key], rows), kind)
+        for key, (_, rows, kind) in parts.items()
+    }
 
 
 def name_of_texts(contextualize: bool) -> str:
@@ -174,6 +276,16 @@ class Gallery:
     def __len__(self) -> int:
         return len(next(iter(self.kinds.values())).raw)
 
+    def distinct(self, vectors: Tensor) -> tuple[Tensor | slice, Tensor | None]:
+        """equal_rows of (V, D), where a product with all rows is worth it; else all, and None.
+
+        Images and texts recur in composed queries.
+        """
+        if vectors.is_cuda or len(vectors) * len(self) < PAIRS_WORTH_SHARING:
+            return slice(None), None
+        first, kind = equal_rows(vectors)
+        return (slice(None), None) if len(first) == len(kind) else (first, kind)
+
     def similarity(self, vectors: Tensor, mean: Tensor | None = None, of: str = "image") -> Tensor:
         """V (X - m)': (V, D) against all rows -> (V, N); mean: (D,) or None for zero."""
         return self.similarities({"": (vectors, mean)}, of)[""]
@@ -185,14 +297,8 @@ class Gallery:
         import torch
 
         vectors = [vectors for vectors, _ in parts.values()]
-        every = torch.cat(vectors)
         rows = self.kinds[of]
-        if every.is_cuda or len(every) * len(self) < PAIRS_WORTH_SHARING:
-            product = rows.product(every)
-        else:  # images and texts recur in composed queries
-            first, kind = equal_rows(every)
-            product = rows.product(every[first])
-            product = product if len(first) == len(kind) else product.index_select(0, kind)
+        product = rows.product(torch.cat(vectors))
         found = dict(zip(parts, product.split([len(v) for v in vectors]), strict=True))
         for name, (vectors, mean) in parts.items():
             if mean is not None:
@@ -326,20 +432,22 @@ class Method:
 
     parameters: a frozen dataclass whose fields are flags. scores(states, queries, gallery) yields
     one (Q, N) matrix for each point; a row's score depends on the state and on that row alone, and
-    the vectors that it compares with the gallery are those of the queries, Q of them, in order.
+    the vectors that it compares with the gallery are those of the queries, Q of them, in order; the
+    queries may be some of those that were observed, queries.place.
     preset: the published settings; presets: what departs from them on some data sets, by name.
     reads: the query features and gallery_reads the database features it works on, by name.
     prepare(points, assets) -> states: once a run, what no gallery changes. observe(states, queries,
     gallery) -> states: what the gallery as a whole decides for these queries. needs(points): the
     assets they read. together: a tag whose queries are observed together (all of a gallery's, where
-    the task has no such tag); scores may then be asked of some of them, by their number. inputs:
-    name -> producer of further features, for `create_features.py --inputs NAME`. steps: the
-    components of --ablation, each with the parameters that take it away. compared: parameter ->
-    methods that a sweep of it is compared with. caution(parameters): what of a setting ranks
-    otherwise than its user may mean, in words, or "". parts(state, queries, gallery): what the
-    scores of a state are made of, for pages that explain them, or None. draws(method, names): of a
-    method that reads one of several draws, a method for each that the query features of these names
-    hold. On a CPU observe and scores run in several threads at once, for other queries each: what
+    the task has no such tag). by_features: queries that agree in the features that are read score
+    the same, and are ranked once. inputs: name -> producer of further features, for
+    `create_features.py --inputs NAME`. steps: the components of --ablation, each with the
+    parameters that take it away. compared: parameter -> methods that a sweep of it is compared
+    with. caution(parameters): what of a setting ranks otherwise than its user may mean, in words,
+    or "". parts(state, queries, gallery): what the scores of a state are made of, for pages that
+    explain them, or None. draws(method, names): of a method that reads one of several draws, a
+    method for each that the query features of these names hold. On a CPU observe and scores run in
+    several threads at once, for other queries each: what
     is not of the call is not to be changed.
     """
 
@@ -355,6 +463,7 @@ class Method:
     observe: Callable[[Sequence, Queries, Gallery], Sequence] = _states_as_they_are
     needs: Callable[[Sequence], Needs] = _needs_nothing
     together: str | None = None
+    by_features: bool = False
     inputs: Mapping[str, Input | AskedTexts] = field(default_factory=dict)
     steps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     compared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

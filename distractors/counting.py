@@ -10,7 +10,7 @@ float64, so that what is counted depends neither on how rows are cut into blocks
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,11 +55,18 @@ class Part:
 
     def scores(self, gallery: Gallery) -> Iterator[Tensor]:
         """The scores of a gallery's rows in each run, (Q, n) each; nothing is remembered."""
-        return self.method.scores(self.points, replace(self.queries, _compared={}), gallery)
+        return self.method.scores(self.points, self.queries.anew(), gallery)
+
+
+class EachOfItsOwn(Gallery):
+    """A gallery that is asked about the vectors of all queries, in their order."""
+
+    def distinct(self, vectors: Tensor) -> tuple[slice, None]:
+        return slice(None), None
 
 
 @dataclass(frozen=True, eq=False)
-class Listening(Gallery):
+class Listening(EachOfItsOwn):
     """A gallery that notes the vectors it is asked to compare: (kind, vectors, mean or None)."""
 
     asked: list[tuple[str, Tensor, Tensor | None]] = field(default_factory=list)
@@ -70,7 +77,7 @@ class Listening(Gallery):
 
 
 @dataclass(frozen=True, eq=False)
-class Answering(Gallery):
+class Answering(EachOfItsOwn):
     """A gallery whose similarities are computed already, in the order in which they are asked."""
 
     found: Iterator[Tensor] = field(default_factory=lambda: iter(()))
@@ -80,7 +87,7 @@ class Answering(Gallery):
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs(Gallery):
+class Pairs(EachOfItsOwn):
     """A gallery in which every query has K rows of its own: raw (Q, K, D), length (Q, K)."""
 
     def similarities(self, parts: Mapping, of: str = "image") -> dict:

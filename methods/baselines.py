@@ -95,8 +95,22 @@ def _image_and_text(
 
 
 METHODS = (
-    Method("image", NoParameters, image_scores, "similarity to the query image", reads=("image",)),
-    Method("text", TextParameters, text_scores, "similarity to the query text", reads=("text",)),
+    Method(
+        "image",
+        NoParameters,
+        image_scores,
+        "similarity to the query image",
+        reads=("image",),
+        by_features=True,
+    ),
+    Method(
+        "text",
+        TextParameters,
+        text_scores,
+        "similarity to the query text",
+        reads=("text",),
+        by_features=True,
+    ),
     Method(
         "sum",
         SumParameters,

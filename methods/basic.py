@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from utils import UserError
 from utils_retrieval import (
+    Asked,
     Assets,
     Fusion,
     Gallery,
@@ -155,10 +156,19 @@ class Parameters(TextParameters):
         return self.normalize_similarities, self.image_mean, self.text_mean
 
     @property
+    def scored_image(self) -> tuple:
+        """What decides the similarity to the query image that is fused."""
+        return "image", "basic", self.expanded_image, self.lowest
+
+    @property
+    def scored_text(self) -> tuple:
+        """What decides the similarity to the query text that is fused."""
+        return "text", "basic", self.query_text, self.lowest, self.normalize_text_by
+
+    @property
     def fusion(self) -> tuple:
         """All that decides the two similarities that are fused: all but lambda."""
-        scale = (self.normalize_similarities, self.normalize_text_by)
-        return self.expanded_image, self.query_text, scale
+        return self.scored_image, self.scored_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,10 +285,12 @@ def _lowest(s: State) -> tuple[float, float] | None:
 
 def observe(states: Sequence[State], queries: Queries, gallery: Gallery) -> list[State]:
     """The query vectors of every setting: centred, projected, expanded by their neighbours."""
+    first, kind = gallery.distinct(queries.image)
+    query_images = queries.image[first]
     states = [replace(s, m_i=gallery.mean()) if s.p.own_mean else s for s in states]
     lowest = once_each(states, lambda s: s.p.lowest, lambda s: _lowest_here(s, gallery))
     images = once_each(
-        states, lambda s: s.p.query_image, lambda s: project(centre(queries.image, s.m_i), s.basis)
+        states, lambda s: s.p.query_image, lambda s: project(centre(query_images, s.m_i), s.basis)
     )
     texts = once_each(
         states, lambda s: s.p.query_text, lambda s: centre(queries.texts(s.p.contextualize), s.m_t)
@@ -287,8 +299,11 @@ def observe(states: Sequence[State], queries: Queries, gallery: Gallery) -> list
     states = [replace(s, lowest=pair, images=i, texts=t) for s, pair, i, t in found]
     expanded: list[State] = []
     for some in in_batches(states, lambda s: s.p.query_image, IMAGE_VARIANTS_AT_ONCE):
-        expanded += _expand(some, queries, gallery)
-    return expanded
+        expanded += _expand(some, query_images, gallery)
+    if kind is None:
+        return expanded
+    images = once_each(expanded, lambda s: s.p.expanded_image, lambda s: s.images[kind])
+    return [replace(s, images=own) for s, own in zip(expanded, images, strict=True)]
 
 
 def _lowest_here(s: State, gallery: Gallery) -> tuple[float, float] | None:
@@ -298,8 +313,11 @@ def _lowest_here(s: State, gallery: Gallery) -> tuple[float, float] | None:
     return gallery.remember(("lowest", s.p.lowest), lambda: _lowest(s))
 
 
-def _expand(states: list[State], queries: Queries, gallery: Gallery) -> list[State]:
-    """Each setting with its expanded query images where it expands, by one search a mean."""
+def _expand(states: list[State], query_images: Tensor, gallery: Gallery) -> list[State]:
+    """Each setting with its expanded query images where it expands, by one search a mean.
+
+    query_images: the distinct ones, as they are, (U, D).
+    """
     import torch
 
     expanded: dict[tuple, Tensor] = {}
@@ -311,7 +329,7 @@ def _expand(states: list[State], queries: Queries, gallery: Gallery) -> list[Sta
         vectors = torch.cat([s.images for s in variants.values()])
         nearest = gallery.nearest(vectors, max(s.p.qe_k for s in some), m_i)
         for k in dict.fromkeys(s.p.qe_k for s in some):
-            images = centre(queries.image, m_i).repeat(len(variants), 1)
+            images = centre(query_images, m_i).repeat(len(variants), 1)
             found = expand_queries(images, tuple(n[:, :k] for n in nearest), gallery, m_i)
             parts = found.chunk(len(variants))
             for (key, s), part in zip(variants.items(), parts, strict=True):
@@ -327,35 +345,42 @@ def _expand(states: list[State], queries: Queries, gallery: Gallery) -> list[Sta
 def scores(states: Sequence[State], queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
     """s_i s_t - lambda (s_i + s_t)^2 of every setting: yields (Q, N)."""
     for some in in_batches(states, lambda s: s.p.expanded_image, IMAGE_VARIANTS_AT_ONCE):
-        images = {("image", s.p.expanded_image): (s.images, s.m_i) for s in some}
-        texts = {("text", s.p.query_text): (s.texts, s.m_i) for s in some}
-        found = gallery.similarities(images | texts)
+        asked = {key: one for s in some for key, one in _asked(s).items()}
+        found = queries.compare(gallery, asked)
         for _, alike in groupby(some, lambda s: s.p.fusion):
             first, *others = alike
-            s_i = found["image", first.p.expanded_image]
-            s_t = found["text", first.p.query_text]
-            product, squared_sum = harris_terms(*normalised(first, s_i, s_t))
+            s_i, s_t = found[first.p.scored_image], found[first.p.scored_text]
+            product, squared_sum = harris_terms(s_i, s_t)
             for s in (first, *others):
                 yield product.sub(squared_sum, alpha=s.p.harris_lambda)
 
 
 def parts(s: State, queries: Queries, gallery: Gallery) -> Parts:
     """Both similarities of a setting as they are fused, and the rows that expansion took."""
-    found = gallery.similarities({"image": (s.images, s.m_i), "text": (s.texts, s.m_i)})
-    image, text = normalised(s, found["image"], found["text"])
+    found = queries.compare(gallery, _asked(s))
     fusion = Fusion(xx=-s.p.harris_lambda, xy=1 - 2 * s.p.harris_lambda, yy=-s.p.harris_lambda)
     neighbours = None
     if s.p.do_query_expansion:
         own = project(centre(queries.image, s.m_i), s.basis)
         _, neighbours = gallery.nearest(own, s.p.qe_k, s.m_i)
+    image, text = found[s.p.scored_image], found[s.p.scored_text]
     return Parts({"image": image, "text": text}, fusion, neighbours)
 
 
-def normalised(s: State, s_i: Tensor, s_t: Tensor) -> tuple[Tensor, Tensor]:
+def _asked(s: State) -> dict[tuple, Asked]:
     """max((s_i - a)/|a|, 0) and max((s_t - b)/|a or b|, 0); unscaled where the step is off."""
     a, b = s.lowest or (0.0, 0.0)
-    by = (abs(a), abs(b if s.p.normalize_text_by == "text" else a)) if s.lowest else (1.0, 1.0)
-    return normalise_similarity(s_i, a, by[0]), normalise_similarity(s_t, b, by[1])
+    by = (a, b if s.p.normalize_text_by == "text" else a) if s.lowest else (1.0, 1.0)
+
+    def normalised(vectors: Tensor, lowest: float, scale: float) -> Asked:
+        return Asked(
+            lambda: vectors, s.m_i, lambda own, rows: normalise_similarity(own, lowest, scale)
+        )
+
+    return {
+        s.p.scored_image: normalised(s.images, a, by[0]),
+        s.p.scored_text: normalised(s.texts, b, by[1]),
+    }
 
 
 def caution(p: Parameters) -> str:

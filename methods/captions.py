@@ -63,7 +63,7 @@ def cirevl_scores(
     points: Sequence[NoParameters], queries: Queries, gallery: Gallery
 ) -> Iterator[Tensor]:
     """q X' for every point: yields (Q, N)."""
-    similarity = gallery.similarity(queries["cirevl"])
+    [similarity] = queries.similarities(gallery, "cirevl")
     for _ in points:
         yield similarity
 
@@ -155,15 +155,14 @@ def _both(
     points: Sequence[CvsiParameters], queries: Queries, gallery: Gallery
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(a_t t + a_p p + a_v v) . g and the same with c of every point: yields (Q, N) twice."""
-    query = {name: queries[name] for name in ("cvsi_text", "cvsi_word", "image")}
-    parts = {name: (vectors, None) for name, vectors in query.items()}
-    image = gallery.similarities(parts)
-    caption = gallery.similarities(parts, of="cvsi_caption")  # at unit length
+    query = ("cvsi_text", "cvsi_word", "image")
+    image = queries.similarities(gallery, *query)
+    caption = queries.similarities(gallery, *query, of="cvsi_caption")  # at unit length
     length = gallery.kinds["cvsi_caption"].length
     for p in points:
         weights = (p.cvsi_text, p.cvsi_word, p.cvsi_image)
         to_image, to_caption = (
-            sum(weight * found[name] for weight, name in zip(weights, query, strict=True))
+            sum(weight * own for weight, own in zip(weights, found, strict=True))
             for found in (image, caption)
         )
         yield to_image, to_caption if p.cvsi_unit_caption else to_caption * length

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from utils import UserError
 from utils_inputs import AskedTexts
 from utils_retrieval import (
+    Asked,
     Assets,
     Gallery,
     Method,
@@ -253,12 +255,18 @@ def _fuse(s: State, chosen: Tensor, weights: Tensor, texts: Sequence[str]) -> Te
 
 def scores(states: Sequence[State], queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
     """The fused queries, those asked for of the observed ones, against all rows: yields (Q, N)."""
+    asked = {
+        ("freedom", s.p): Asked(partial(_queries_of, s, queries.observed.number)) for s in states
+    }
+    yield from queries.compare(gallery, asked).values()
+
+
+def _queries_of(s: State, number: np.ndarray) -> Tensor:
+    """The fused queries of some of the task's rows, int64 (q,) -> (q, D)."""
     import numpy as np
 
-    order = np.argsort(states[0].number)
-    own = order[np.searchsorted(states[0].number, queries.number, sorter=order)]
-    found = gallery.similarities({i: (s.queries[own], None) for i, s in enumerate(states)})
-    yield from found.values()
+    order = np.argsort(s.number)
+    return s.queries[order[np.searchsorted(s.number, number, sorter=order)]]
 
 
 METHOD = Method(

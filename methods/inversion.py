@@ -71,7 +71,7 @@ def scores(
     points: Sequence[NoParameters], queries: Queries, gallery: Gallery, name: str
 ) -> Iterator[Tensor]:
     """q X' for every point: yields (Q, N)."""
-    similarity = gallery.similarity(queries[name])
+    [similarity] = queries.similarities(gallery, name)
     for _ in points:
         yield similarity
 

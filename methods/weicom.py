@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from utils_retrieval import (
+    Asked,
     Fusion,
     Gallery,
     Method,
@@ -42,26 +43,40 @@ class State:
 
 def observe(points: Sequence[Parameters], queries: Queries, gallery: Gallery) -> list[State]:
     """What normalises each query's similarities: their moments over its gallery (N - 1)."""
-    image = gallery.moments(queries.image)
+    image = _moments(queries.image, gallery)
     texts = once_each(
         points,
         lambda p: p.contextualize,
-        lambda p: gallery.moments(queries.texts(p.contextualize)),
+        lambda p: _moments(queries.texts(p.contextualize), gallery),
     )
     return [State(p, image, text) for p, text in zip(points, texts, strict=True)]
 
 
+def _moments(vectors: Tensor, gallery: Gallery) -> tuple[Tensor, Tensor]:
+    first, kind = gallery.distinct(vectors)
+    mean, deviation = gallery.moments(vectors[first])
+    return (mean, deviation) if kind is None else (mean[kind], deviation[kind])
+
+
 def scores(states: Sequence[State], queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
     """(1 - l) cdf(z(I X')) + l cdf(z(T X')), z over the gallery of one query: yields (Q, N)."""
-    [image] = queries.similarities(gallery, "image")
-    image = normal_cdf(image, *states[0].image)
-    names = (name_of_texts(s.p.contextualize) for s in states)
-    found = list(zip(states, queries.similarities(gallery, *names), strict=True))
-    texts = once_each(
-        found, lambda own: own[0].p.contextualize, lambda own: normal_cdf(own[1], *own[0].text)
+    asked = {("image", "weicom"): _cdf(queries, "image", states[0].image)}
+    for s in states:
+        name = name_of_texts(s.p.contextualize)
+        asked[name, "weicom"] = _cdf(queries, name, s.text)
+    found = queries.compare(gallery, asked)
+    for s in states:
+        text = found[name_of_texts(s.p.contextualize), "weicom"]
+        yield found["image", "weicom"].lerp(text, s.p.weicom_lambda)
+
+
+def _cdf(queries: Queries, name: str, moments: tuple[Tensor, Tensor]) -> Asked:
+    """What is asked for some features of the observed queries, whose moments these are."""
+    features = queries.observed.features
+    return Asked(
+        lambda: features[name],
+        then=lambda similarity, rows: normal_cdf(similarity, *(part[rows] for part in moments)),
     )
-    for s, text in zip(states, texts, strict=True):
-        yield image.lerp(text, s.p.weicom_lambda)
 
 
 def parts(s: State, queries: Queries, gallery: Gallery) -> Parts:
@@ -79,8 +94,8 @@ def normal_cdf(similarity: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     """
     import torch
 
-    z = (similarity - mean) / deviation
-    return torch.special.ndtr(z.nan_to_num_())
+    z = (similarity - mean).div_(deviation)
+    return torch.special.ndtr(z.masked_fill_(deviation == 0, 0.0))
 
 
 METHOD = Method(

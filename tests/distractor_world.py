@@ -104,7 +104,7 @@ def in_double(method: Method) -> Method:
 
     def scores(states, queries, gallery):
         double = Double(gallery.kinds, gallery.number)
-        for own in method.scores(states, replace(queries, _compared={}), double):
+        for own in method.scores(states, queries.anew(), double):
             value, order = own.sort(dim=1)
             step = value.diff(dim=1) > 1e-12 * value[:, 1:].abs().clamp(min=1)
             level = torch.nn.functional.pad(step.long(), (1, 0)).cumsum(1).float()

@@ -152,10 +152,15 @@ def test_columns_average_the_views_measures():
         assert means[f"Hit@3 {view}"] == pytest.approx(expected, abs=1e-9)
 
 
-def test_pieces_of_a_large_gallery_give_the_same(monkeypatch):
+@pytest.mark.parametrize("kept", [0, 1 << 30])
+@pytest.mark.parametrize("shared", [0, 1 << 30])
+def test_pieces_of_a_large_gallery_give_the_same(monkeypatch, kept, shared):
     whole = run_image(make_world(1), tops={"all": 7})
     monkeypatch.setattr(utils_evaluation, "PAIRS_SCORED", {"cpu": 1})
-    monkeypatch.setattr(utils_evaluation, "QUERIES_SCORED", 1)
+    monkeypatch.setattr(utils_evaluation, "IMAGES_COMPARED", 1)
+    monkeypatch.setattr(utils_evaluation, "PAIRS_COMPARED", 1)
+    monkeypatch.setattr("utils_retrieval.BYTES_KEPT", kept)
+    monkeypatch.setattr("utils_retrieval.PAIRS_WORTH_SHARING", shared)
     pieces = run_image(make_world(1), tops={"all": 7})
     assert np.array_equal(pieces.main.top_rows, whole.main.top_rows)
     for name, ranking in whole.views.items():

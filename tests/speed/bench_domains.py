@@ -109,7 +109,8 @@ def make_world(folder: Path, scale: float) -> None:
     ]
     write_csv(target / "query.csv", ["key", "image_row", "text_row"], places)
     spec = WorldSpec(folder, dim=DIM)
-    write_json(target / "manifest.json", manifest_of(spec, "dataset", "nico", {}))
+    counts = {"query": len(task.queries), "database": len(task.gallery)}
+    write_json(target / "manifest.json", manifest_of(spec, "dataset", "nico", counts))
 
 
 def make_assets(folder: Path, texts: list[str], rng: np.random.Generator) -> None:
