@@ -350,6 +350,9 @@ function makeScatter(method, run) {
     + (hasLine ? ", and the line of the first positive's score" : "");
   const plot = drawn("svg", { viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, class: "scatter",
     role: "img", "aria-label": says });
+  const floor = PLOT.height - PLOT.bottom;
+  plot.append(drawn("path", { class: "axes",
+    d: `M${PLOT.left} ${PLOT.top}V${floor}H${PLOT.width - PLOT.right}` }));
   plot.append(drawn("path", { class: "cloud", d: sample.join("") }));
   plot.append(drawn("path", { class: "cloud positive", d: more.join("") }));
   if (hasLine) plot.append(drawn("path", { class: "level", d: levelLine(method, run, across, up) }));
@@ -360,9 +363,6 @@ function makeScatter(method, run) {
   run.missed.forEach((row, j) =>
     mark(row, run.missedParts[j], "positive missed", `rank ${run.missedRanks[j]}`));
   const text = (words, place) => plot.append(drawn("text", place, words));
-  const floor = PLOT.height - PLOT.bottom;
-  plot.append(drawn("path", { class: "axes",
-    d: `M${PLOT.left} ${PLOT.top}V${floor}H${PLOT.width - PLOT.right}` }));
   text(short(left), { x: PLOT.left, y: floor + 16 });
   text(short(right), { x: PLOT.width - PLOT.right, y: floor + 16, "text-anchor": "end" });
   text(short(low), { x: PLOT.left - 5, y: floor, "text-anchor": "end" });
@@ -409,7 +409,9 @@ function solve(p, q, r) {
 }
 
 function makeMethod(method, run, query) {
-  const facts = report.measures.map((measure, n) => `${measure} ${percent(run.values[n])}`);
+  const values = report.measures.map((measure, n) =>
+    `${measure.replaceAll("_", " ")} ${percent(run.values[n])}`);
+  const facts = values.slice(0, 1);
   facts.push(run.first === null ? "no positives" : `first positive at rank ${run.first}`);
   facts.push(`${run.found} of ${query.positives} positives among the ${run.rows.length} shown`);
   if (run.tied) facts.push("a positive ties with a negative");
@@ -417,11 +419,18 @@ function makeMethod(method, run, query) {
     run.marks[k], named(method, run.parts && run.parts[k])));
   return element("section", { class: "method", "data-label": method.label },
     element("div", { class: "stick" }, element("h2", {}, method.label)),
-    element("p", { class: "facts" }, facts.join(", ")),
+    element("div", { class: "facts" }, element("p", {}, facts.join(", ")),
+      ...(values.length > 1 ? [makeValues(values)] : [])),
     element("ol", { class: "hits ranked" }, ...hits),
     run.missed.length ? makeMissed(method, run) : element("div"),
     run.cloud === undefined ? element("div") : makeScatter(method, run),
     run.nearCount ? makeNeighbours(run) : element("div"));
+}
+
+/* All measures of a query, of a task that has several. */
+function makeValues(values) {
+  return element("details", {}, element("summary", {}, `${values.length} measures`),
+    element("ul", { class: "values" }, ...values.map((value) => element("li", {}, value))));
 }
 
 /* The rows that query expansion took: pictures of the nearest few. */
@@ -439,7 +448,7 @@ function makeMissed(method, run) {
   const missed = element("div", {},
     element("h3", {}, `Missed positives: ${run.missedRanks.length}`),
     element("ol", { class: "hits missed" },
-      ...run.missed.map((row, j) => makeHit(String(run.missedRanks[j]), row, null, "p", [],
+      ...run.missed.map((row, j) => makeHit(String(run.missedRanks[j]), row, null, "p", run.missedMarks[j],
         named(method, run.missedParts && run.missedParts[j])))));
   const rest = run.missedRanks.slice(run.missed.length);
   if (rest.length) {

@@ -182,13 +182,17 @@ def collect_report(evaluations: list[Evaluation], top_k: int) -> Shown:
 
 
 def _find_marks(task: Task) -> dict[str, np.ndarray]:
-    """What the views beside the main one do with rows: words -> (Q,) set numbers."""
-    marks = {}
+    """What the views beside the main one do otherwise with rows: words -> (Q,) set numbers."""
+    marks, main = {}, task.views[task.main_view]
     for name, view in task.views.items():
-        if name != task.main_view and view.excluded is not None:
-            marks[f"left out of {name}"] = view.excluded
-        if name != task.main_view and view.candidates is not None:
-            marks[f"candidate of {name}"] = view.candidates
+        words = name.replace("_", " ")
+        for what, own, usual in (
+            ("left out of", view.excluded, main.excluded),
+            ("candidate of", view.candidates, main.candidates),
+            ("positive of", view.positives, main.positives),
+        ):
+            if own is not None and not np.array_equal(own, usual):
+                marks[f"{what} {words}"] = own
     return marks
 
 
@@ -197,7 +201,8 @@ def _collect_run(evaluation: Evaluation, query: int, top_k: int, sets: dict, pla
 
     Ranks are 1-based here, as people count. `kinds` is a string with a letter for each of `rows`,
     `marks` their marks by number; `missedRanks` holds the ranks of all missed positives, `missed`
-    the first few of their rows. What the method tells of its scores: see `_collect_parts`.
+    the first few of their rows, `missedMarks` the marks of these. What the method tells of its
+    scores: see `_collect_parts`.
     """
     best, scores = (own[query] for own in (evaluation.main.top_rows, evaluation.main.top_scores))
     rows = best[:top_k][best[:top_k] >= 0]
@@ -206,6 +211,7 @@ def _collect_run(evaluation: Evaluation, query: int, top_k: int, sets: dict, pla
     told = evaluation.explained
     neighbours = [] if told is None else told.neighbours[query][told.neighbours[query] >= 0]
     marked = [*sets["marks"], neighbours]
+    few = positives[missed[:MISSED_SHOWN]]
     return {
         "values": [round(float(own[query]), 9) for own in evaluation.values.values()],
         "first": int(ranks[0]) + 1 if len(ranks) else None,
@@ -214,14 +220,19 @@ def _collect_run(evaluation: Evaluation, query: int, top_k: int, sets: dict, pla
         "rows": place(rows),
         "scores": [float(f"{score:.5g}") for score in scores[: len(rows)]],
         "kinds": _kinds(rows, sets),
-        "marks": [[n for n, own in enumerate(marked) if row in own] for row in rows],
-        "missed": place(positives[missed[:MISSED_SHOWN]]),
+        "marks": _marks(rows, marked),
+        "missed": place(few),
+        "missedMarks": _marks(few, marked),
         "missedRanks": [int(ranks[j]) + 1 for j in missed],
         "near": place(neighbours[:MISSED_SHOWN]),
         "nearKinds": _kinds(neighbours[:MISSED_SHOWN], sets),
         "nearCount": len(neighbours),
         **({} if told is None else _collect_parts(told, query, len(rows), missed)),
     }
+
+
+def _marks(rows: Sequence[int], marked: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [[n for n, own in enumerate(marked) if row in own] for row in rows]
 
 
 def _kinds(rows: Sequence[int], sets: dict) -> str:

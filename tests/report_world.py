@@ -10,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+import semantic_files
+from extraction_world import draw_image
 from PIL import Image, ImageDraw
+from semantic_world import save_features
 
+from benchmarks import list_benchmarks
 from utils import write_csv
+from utils_datasets import Dataset, ImageStore
 from utils_task import (
     Column,
     Group,
@@ -148,6 +153,21 @@ def make_rooms(folder: Path, seed: int = 0) -> World:
         np.save(features / f"{name}.npy", generator.normal(size=(count, 8)).astype(np.float32))
     (features / "manifest.json").write_text(json.dumps({"model": {"model": "some-model"}}))
     return World(folder, pandas.DataFrame(), pandas.DataFrame())
+
+
+def make_semantic(folder: Path, name: str) -> tuple[World, ImageStore]:
+    """One of the semantic benchmarks, small, with drawn images and drawn features."""
+    benchmark, random = list_benchmarks()[name], np.random.default_rng(0)
+    root = semantic_files.write(folder / "data" / name, getattr(semantic_files, name)())
+    task = benchmark.tasks[name](root)
+    paths = [*task.gallery.path, *(path for own in task.queries.images for path in own)]
+    for number, path in enumerate(dict.fromkeys(paths)):
+        draw_image(number, (160, 120)).save(_made(benchmark.locate(root, path)))
+    sizes = (len(task.gallery), len(task.queries), len(task.queries))
+    rows = (random.normal(size=(size, 16)) for size in sizes)
+    save_features(folder / "features/clip_features" / name, task, *rows)
+    empty = pandas.DataFrame()
+    return World(folder, empty, empty), ImageStore(Dataset(name, root), benchmark.locate)
 
 
 def page_data(index: Path) -> dict:

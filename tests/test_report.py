@@ -238,13 +238,19 @@ class TestRooms:
         paths = [row[0] for row in data["rows"]]
         left_out = [[paths[place] for place in query["leftOut"]] for query in data["queries"]]
         assert left_out == [[], [], ["db/0.png"], ["db/7.png", "db/8.png"]]
-        assert data["marks"] == ["candidate of subset"]
+        assert data["marks"] == ["candidate of subset", "positive of subset"]
+        targets = [{1}, {3}, {4}, set()]
         kinds = {"p": [{1, 2}, {3}, {4, 5, 6}, set()], "s": [{3, 4}, set(), {7}, set()]}
         for i, query in enumerate(data["queries"]):
             for run in query["runs"]:
                 rows = [int(paths[place][3:-4]) for place in run["rows"]]
                 assert not set(left_out[i]) & {f"db/{row}.png" for row in rows}
-                assert run["marks"] == [[0] if row < 6 else [] for row in rows]
+                for name, own in (
+                    ("marks", rows),
+                    ("missedMarks", [int(paths[place][3:-4]) for place in run["missed"]]),
+                ):
+                    marked = [[0] * (row < 6) + [1] * (row in targets[i]) for row in own]
+                    assert run[name] == marked
                 for row, kind in zip(rows, run["kinds"], strict=True):
                     assert [row in kinds[name][i] for name in "ps"] == [kind == n for n in "ps"]
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import semantic_files
 from chromium import chromium
 from report_world import (
     HOSTILE,
@@ -16,6 +17,7 @@ from report_world import (
     UNANSWERED,
     evaluate_world,
     make_rooms,
+    make_semantic,
     make_world,
     page_data,
 )
@@ -626,16 +628,76 @@ def test_what_a_protocol_leaves_out_and_marks_is_shown(browser, tmp_path):
     wait_until(browser, lambda: all_loaded(browser, "#detail img"))
     left_out = find(browser, ".left-out .missing, .left-out img")
     assert [picture.get_attribute("title") for picture in left_out] == ["db/0.png"]
-    marks = find(browser, ".hit .mark")
-    assert {mark.get_attribute("title") for mark in marks} == {"candidate of subset"}
+    marks = [mark.get_attribute("title") for mark in find(browser, ".ranked .mark")]
+    assert set(marks) <= {"candidate of subset", "positive of subset"}
     expected = sum((own.main.top_rows[2] < 6).sum() for own in evaluations)
-    assert len(marks) == expected > 0
+    assert marks.count("candidate of subset") == expected > 0
     facts = {fact.text for fact in find(browser, ".query dt")}
     assert facts == {"Query", "room", "Positives", "Image"}
     browser.find_element(By.ID, "back").click()
     wait_until(browser, lambda: browser.find_element(By.ID, "overview").is_displayed())
     Select(browser.find_element(By.ID, "tag-1")).select_by_visible_text("size")
     assert shown(browser, "label-0") == ["a", "d"]
+
+
+def marked(browser, words: str) -> set[str]:
+    """The paths of the images that bear a mark, of the first method."""
+    section = find(browser, ".method")[0]
+    pictures = section.find_elements(
+        By.XPATH, f".//figure[.//span[@title='{words}']]//*[@class='thumbnail' or @class='missing']"
+    )
+    return {picture.get_attribute("title") for picture in pictures}
+
+
+@pytest.mark.parametrize("name", ["cirr", "circo", "fashioniq", "genecis"])
+def test_a_semantic_benchmark(browser, tmp_path, name):
+    """The reference that is left out, members of the group; the target among several positives."""
+    world, images = make_semantic(tmp_path, name)
+    evaluations = evaluate_world(world, ("image", "sum"), 60, name)
+    task = evaluations[0].task
+    open_page(browser, write_report(tmp_path / "report", evaluations, images, 60), "#query-0")
+    wait_until(browser, lambda: all_loaded(browser, "#detail img"))
+    assert not find(browser, "#detail .missing")
+    positives = {task.gallery.path[row] for row in task.rows_of(task.views["all"].positives, 0)}
+    own = find(browser, ".method")[0].find_elements(By.CSS_SELECTOR, ".positive img")
+    assert {picture.get_attribute("title") for picture in own} == positives
+    assert len(find(browser, ".values")[0].find_elements(By.TAG_NAME, "li")) == len(
+        evaluations[0].values
+    )
+    left_out = [picture.get_attribute("title") for picture in find(browser, ".left-out img")]
+    reference = task.queries.images[0][0]
+    if name == "cirr":
+        group = {f"dev/{member}.png" for member in semantic_files.GROUPS[0]}
+        assert left_out == [reference]
+        assert marked(browser, "candidate of subset") == group - {reference}
+        related = find(browser, ".method")[0].find_elements(By.CSS_SELECTOR, ".related img")
+        assert {p.get_attribute("title") for p in related} == group - {reference} - positives
+    else:
+        assert not left_out
+    if name == "circo":
+        assert len(positives) == 2
+        assert len(marked(browser, "positive of target")) == 1
+        assert marked(browser, "left out of reference out") == {reference}
+        assert "addition, negation" in find(browser, ".query dl")[0].text
+    assert len(find(browser, ".legend .mark")) == {"cirr": 1, "circo": 2, "fashioniq": 1}.get(
+        name, 0
+    )
+
+
+def test_of_wide_means_the_method_stays_in_sight(browser, tmp_path):
+    world, images = make_semantic(tmp_path, "circo")
+    evaluations = evaluate_world(world, ("image", "sum"), 3, "circo")
+    open_page(browser, write_report(tmp_path / "report", evaluations, images, 3))
+    places = browser.execute_script(
+        """
+        const table = document.getElementById("means");
+        table.parentElement.scrollLeft = 400;
+        const cell = table.querySelector("tbody td").getBoundingClientRect();
+        return [table.parentElement.scrollLeft, cell.left];
+        """
+    )
+    assert places[0] > 100
+    assert 0 <= places[1] < 60
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
