@@ -49,9 +49,10 @@ def decode_image(
     box: Sequence[int] | None = None,
     own_mode: bool = False,
     viewed: bool = False,
+    least: int = 0,
 ) -> Image.Image:
     """The pixels of read_pixels alone."""
-    return read_pixels(source, box, own_mode, viewed)[0]
+    return read_pixels(source, box, own_mode, viewed, least)[0]
 
 
 def read_pixels(
@@ -59,6 +60,7 @@ def read_pixels(
     box: Sequence[int] | None = None,
     own_mode: bool = False,
     viewed: bool = False,
+    least: int = 0,
 ) -> tuple[Image.Image, tuple[str, ...]]:
     """Decode an encoded image, bytes or a file, to RGB; and the FACTS that set it apart.
 
@@ -67,8 +69,9 @@ def read_pixels(
     applied. All of this is what CLIP's usual pipelines do, and features depend on it. viewed: as a
     viewer shows it, see Look. Pillow's limit on huge images (decompression bombs) stays on. box:
     what to show of it, see crop_box. own_mode: a plain image stays in its file's mode, and is made
-    RGB where the model's preprocessing does that, after the crop. The formats are IMAGE_FORMATS,
-    whatever the name says. Raises BadImage with the cause.
+    RGB where the model's preprocessing does that, after the crop. least: a JPEG may be decoded
+    smaller, but to no fewer pixels a side than these; 0: at its size. The formats are
+    IMAGE_FORMATS, whatever the name says. Raises BadImage with the cause.
     """
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
@@ -76,6 +79,8 @@ def read_pixels(
             step = GREY_OF_BITS.get(_raw_mode(opened), 1)
             if viewed and getattr(opened, "default_image", False):
                 opened.seek(1)  # an animated PNG's own still is for viewers that do not know them
+            if least:
+                opened.draft(None, (least, least))
             opened.load()
             look = Look.at(opened, step)
             if viewed:

@@ -64,7 +64,7 @@ class Given:
 
 def picture_of(searcher: Searcher, given: Given, key: str, size: str) -> bytes:
     """A small picture (WebP) of an image of the gallery (gROW), of the data set's queries (qNUMBER)
-    or of a visitor (uHASH). Raises what reading and decoding raise.
+    or of a visitor (uHASH), as it was encoded. Raises what reading and decoding raise.
     """
     task, number = searcher.features.task, key[1:].partition("-")[0]
     box: Sequence[int] | None = None

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from utils import atomic_path, say
-from utils_datasets import IMAGE_FORMATS
 
 if TYPE_CHECKING:
     from utils_datasets import ImageStore
@@ -88,7 +87,7 @@ def _make_thumbnail(
         thumbnail = b"" if known else shrink(content, side, most_bytes, box, viewed)
     # Whatever is wrong with one image (Pillow raises many kinds), the page must not fail for it.
     except Exception as error:
-        return Picture(None, f"{type(error).__name__}: {error}")
+        return Picture(None, getattr(error, "cause", f"{type(error).__name__}: {error}"))
     if not known:
         with atomic_path(cache / name) as temporary:
             temporary.write_bytes(thumbnail)
@@ -106,25 +105,17 @@ def shrink(
     """Encode an image as WebP of at most `side` pixels a side, of at most `most_bytes` bytes.
 
     box: the part that is shown. The picture is what the model saw: as a viewer shows it (viewed),
-    or plain, see read_pixels. Raises BadImage, or what Pillow raises, on other bytes.
+    or plain, see read_pixels. Raises BadImage on other bytes.
     """
     from PIL import Image
 
     from utils_pixels import decode_image
 
-    with (
-        decode_image(content, viewed=True)
-        if viewed
-        else Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
-    ) as image:
-        if box:
-            left, upper, right, lower = box
-            image = image.crop(
-                (max(left, 0), max(upper, 0), min(right, image.width), min(lower, image.height))
-            )
-        else:
-            image.draft("RGB", (2 * side, 2 * side))  # JPEG: decoded at a fraction of its size
-        small = image.convert("RGB")
+    small = decode_image(content, viewed=viewed, least=0 if box else 2 * side)
+    if box:
+        left, upper, right, lower = box
+        right, lower = min(right, small.width), min(lower, small.height)
+        small = small.crop((max(left, 0), max(upper, 0), right, lower))
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     for quality in QUALITIES:
         buffer = io.BytesIO()
