@@ -70,12 +70,12 @@ class Choices:
         others = [name for name in method.reads if name not in PLAIN]
         if others and not all(self.features.has_query(name) for name in others):
             return (
-                f"{method.name} reads query_{others[0]}.npy, which is made for the queries of a "
+                f"reads query_{others[0]}.npy, which is made for the queries of a "
                 "data set (create_features.py --inputs)"
             )
         for name in method.gallery_reads:
             if name not in self.features.database_files:
-                return f"{method.name} reads database_{name}.npy, which is not there"
+                return f"reads database_{name}.npy, which is not there"
         return missing_asset(self.places, self.features, self.run(method, self.start(method)))
 
     def corpora(self) -> list[str]:

@@ -4,6 +4,7 @@
 const byId = (id) => document.getElementById(id);
 const TAB = Array.from(crypto.getRandomValues(new Uint32Array(3)), (n) => n.toString(16)).join("");
 const TYPING = 250; // milliseconds without a letter after which a text is asked
+const LATE = 1000; // milliseconds without an answer after which it is said why
 const RETRY = 2000; // milliseconds between two tries to reach a server that is gone
 const TITLES = { composed: "Image and text", image: "Image only", text: "Text only" };
 const NAMES = Object.keys(TITLES);
@@ -248,7 +249,11 @@ async function show() {
   query.set("tab", TAB);
   query.set("n", own);
   byId("columns").classList.add("waiting");
+  const isLate = () => own === number && !state.loaded && say("The backbone is being loaded.");
+  const late = setTimeout(isLate, LATE);
   const found = await attempt(() => rank(query));
+  clearTimeout(late);
+  if (found) state.loaded = true;
   if (own !== number) return;
   byId("columns").classList.remove("waiting");
   if (found) showAnswer(found);
@@ -284,8 +289,9 @@ function showAnswer(found) {
   place.replaceChildren(...names.map((name) => makeColumn(name, name === chosen, spans)));
   byId("tabs").replaceChildren(...names.map((name) => makeTab(name, name === chosen)));
   for (const id of ["tabs", "key"]) byId(id).hidden = names.length < 2;
-  byId("caution").textContent = found.caution;
-  byId("caution").hidden = !found.caution;
+  const cautions = [found.approximate, found.caution].filter(Boolean);
+  byId("caution").textContent = cautions.join("; ");
+  byId("caution").hidden = !cautions.length;
   byId("export").hidden = false;
   byId("reproduce").hidden = true;
   byId("command").hidden = !found.columns.composed;
@@ -552,6 +558,7 @@ async function refresh() {
   byId("knobs").dataset.method = "";
   asked = readAddress();
   await Promise.all([browse(0), state.queries ? listQueries(0) : null, show()]);
+  if (state.failed) say(state.failed);
   document.body.dataset.ready = "1";
 }
 
@@ -611,7 +618,8 @@ async function reproduce() {
   const path = `/api/command?${addressOf(asked)}`;
   const found = await attempt(() => ask(path, { method: "POST" }));
   if (!found) return;
-  byId("line").textContent = found.command;
+  const words = found.command.split(" ").map((word) => element("span", {}, word));
+  byId("line").replaceChildren(...words.flatMap((word, place) => (place ? [" ", word] : [word])));
   byId("hidden-note").hidden = !found.hidden;
   byId("reproduce").hidden = false;
 }

@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import UserError, file_safe, last_part, publishing, read_json, write_csv, write_json
+from utils import (
+    UserError,
+    file_safe,
+    held,
+    last_part,
+    publishing,
+    read_json,
+    say,
+    write_csv,
+    write_json,
+)
 from utils_datasets import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -36,6 +46,8 @@ KINDS = {".heic", ".heif", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".raw", ".d
 KINDS |= {".cr3", ".nef", ".arw", ".orf", ".rw2", ".jxl", ".svg", ".psd"}
 COLUMNS = ("image_path", "bytes", "mtime_ns", "cause")
 ROUND = "round.csv"  # in .parts: the folder as the unfinished round saw it
+STAGING = "finished"  # in .parts: files that are about to be published
+PIXELS = "viewed"  # how photographs are decoded: as a viewer shows them
 ROWS_AT_ONCE = 4096
 
 
@@ -76,11 +88,11 @@ def see(root: Path) -> Seen:
     for entry in _walk(root):
         name = os.path.relpath(entry.path, root).replace(os.sep, "/")
         suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix in KINDS or (suffix in IMAGE_SUFFIXES and not _is_utf8(name)):
-            passed.append(name)
-        elif suffix in IMAGE_SUFFIXES and entry.is_file():
+        if suffix in IMAGE_SUFFIXES and entry.is_file() and _is_utf8(name):
             status = entry.stat()
             found.append(Photo(name, status.st_size, status.st_mtime_ns))
+        elif suffix in KINDS or suffix in IMAGE_SUFFIXES:  # a link to nothing, a pipe
+            passed.append(name)
     if not found:
         raise UserError(f"there is no {'/'.join(IMAGE_SUFFIXES)} file below {root}")
     return Seen(tuple(sorted(found, key=lambda photo: photo.path)), tuple(sorted(passed)))
@@ -119,7 +131,7 @@ def open_photo(root: Path) -> FileImages:
     from benchmarks import image_below
     from extraction.reading import FileImages
 
-    return FileImages(functools.partial(image_below, root), viewed=True)
+    return FileImages(functools.partial(image_below, root), viewed=PIXELS == "viewed")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -152,12 +164,23 @@ class Stored:
 
 
 def read_stored(folder: Path) -> Stored:
-    """What is finished in a folder of features, nothing where there is none."""
+    """What is finished in a folder of features, nothing where there is none.
+
+    Raises UserError for files that do not fit together.
+    """
+    from utils_storage import MappedRows
+
     if not (folder / "manifest.json").is_file():
         return Stored()
     photos = _read_photos(folder / "photos.csv")
     good = tuple(photo for photo in photos if not photo.cause)
     bad = tuple(photo for photo in photos if photo.cause)
+    count = MappedRows(folder / "database_image.npy").shape[0]
+    if count != len(good):
+        raise UserError(
+            f"{folder}: photos.csv names {len(good):,} photographs, and database_image.npy has "
+            f"{count:,} rows; index the folder again with --overwrite"
+        )
     return Stored(good, bad, read_json(folder / "manifest.json"))
 
 
@@ -188,18 +211,32 @@ def index_photos(
     folder: Path,
     settings: Settings,
     load: Callable[[], Encoder],
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> Stored:
     """Bring the features of a folder of photographs up to date, in as many rounds as it takes.
 
     folder: of the features. load: gives the encoder, which is asked for where there is something
     to encode. Raises UserError if the features there are of another model or kind, with everything
-    done so far safe on disk.
+    done so far safe on disk, and if another process is at work on them.
     """
+    see(root)  # what is wrong with it is said before anything is made
+    with held(folder / ".lock", "another search.py is at work on these features"):
+        return _index(root, folder, settings, load, say)
+
+
+def _index(
+    root: Path,
+    folder: Path,
+    settings: Settings,
+    load: Callable[[], Encoder],
+    say: Callable[[str], None],
+) -> Stored:
     from extraction.parts import drop_parts
 
     if settings.overwrite:
         (folder / "manifest.json").unlink(missing_ok=True)
+    elif _publish_on(folder):
+        drop_parts(folder / ".parts")
     if settings.overwrite or not (folder / ".parts" / ROUND).is_file():
         drop_parts(folder / ".parts")
     settings = replace(settings, overwrite=False, skip_bad=True)
@@ -219,15 +256,31 @@ def index_photos(
         _run_round(Round(root, folder, stored, photos, tuple(new)), settings, load)
 
 
+def _publish_on(folder: Path) -> bool:
+    """Move the files that a run was killed while it moved, see publishing; whether there are any.
+
+    The manifest is the last that is written, and the last that is moved.
+    """
+    staging = folder / ".parts" / STAGING
+    if (folder / "manifest.json").is_file() or not (staging / "manifest.json").is_file():
+        return False
+    for name in sorted(os.listdir(staging), key=lambda name: (name == "manifest.json", name)):
+        os.replace(staging / name, folder / name)
+    return True
+
+
 def _check_kind(folder: Path, settings: Settings) -> None:
     if not (folder / "manifest.json").is_file():
         return
-    stored = read_json(folder / "manifest.json")
-    for key in ("precision", "save_dtype"):
-        if stored.get(key) != getattr(settings, key):
+    from extraction.manifest import UNSAID
+
+    stored, now = read_json(folder / "manifest.json"), {**vars(settings), "pixels": PIXELS}
+    for key in ("pixels", "precision", "save_dtype"):
+        before = stored.get(key, UNSAID.get(key))
+        if before != now[key]:
             raise UserError(
-                f"{folder} holds features with another {key} ({stored.get(key)}, now "
-                f"{getattr(settings, key)}); --overwrite encodes all photographs again"
+                f"{folder} holds features with another {key} ({before}, now {now[key]}); "
+                "--overwrite encodes all photographs again"
             )
 
 
@@ -238,7 +291,8 @@ def _say_state(root: Path, stored: Stored, seen: Seen, say: Callable[[str], None
         say(f"  {len(stored.bad):,} cannot be read, the first {first.path!r}: {first.cause}")
     if seen.passed:
         count = f"{len(seen.passed):,}, the first {seen.passed[0]!r}"
-        say(f"  left out, being no {'/'.join(IMAGE_SUFFIXES)}, or named in no UTF-8: {count}")
+        kinds = "/".join(IMAGE_SUFFIXES)
+        say(f"  left out, being no {kinds}, no file, or not named in UTF-8: {count}")
 
 
 def _run_round(own: Round, settings: Settings, load: Callable[[], Encoder]) -> None:
@@ -287,7 +341,7 @@ class Round:
             name="database_image",
             rows=rows,
             units=cut_ranges(rows.count, settings.part_rows),
-            fingerprint={"photographs": stamps},
+            fingerprint={"photographs": stamps, "pixels": PIXELS},
             dtype=settings.save_dtype,
             images=open_photo(self.root),
         )
@@ -300,7 +354,7 @@ class Round:
 
         stage, parts = self.stage(settings), Parts(self.folder / ".parts")
         manifest = describe(settings, encoder, "photographs", self.folder.name)
-        manifest |= {"pixels": "viewed"}
+        manifest |= {"pixels": PIXELS}
 
         def finish(summaries: dict[str, Summary]) -> None:
             self.publish(manifest, (stage, parts, encoder.dim, summaries["database_image"]))
@@ -320,11 +374,11 @@ class Round:
 
         encoded: the stage with its parts, the dimension and the summary; None: nothing is new.
         """
-        from extraction.parts import write_array
+        from extraction.parts import drop_parts, write_array
         from utils_storage import MappedRows
 
         causes = dict(self.stored.cause_of)
-        staging = self.folder / ".parts" / "finished"
+        staging = self.folder / ".parts" / STAGING
         with publishing(staging, self.folder, last="manifest.json") as folder:
             sources, fresh = [], {}
             if self.stored.photos:
@@ -341,7 +395,9 @@ class Round:
             kept = [photo for photo in self.photos if photo.stamp not in causes]
             bad = [p for p in self.photos if p.stamp in causes]
             if not kept:
-                raise UserError(f"{self.root}: none of its photographs can be read")
+                drop_parts(self.folder / ".parts")  # once one is mended, a round is to begin
+                cause = f"{bad[0].path}: {causes[bad[0].stamp]}"
+                raise UserError(f"{self.root}: no photograph can be read, the first is {cause}")
             _merge(folder / "database_image.npy", [photo.stamp for photo in kept], sources)
             write_csv(folder / "database.csv", ["image_path"], ([p.path] for p in kept))
             named = [Photo(*photo.stamp, causes[photo.stamp]) for photo in bad]
