@@ -77,6 +77,13 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
         help="of the backbone, as create_features.py has it (default: model)",
     )
     add_flag(group, "gpu", type=int, default=0, help="CUDA device, -1 for the CPU (default: 0)")
+    add_flag(
+        group,
+        "candidates",
+        type=positive,
+        help="rank only the so many images nearest to each vector, which faiss finds: approximate, "
+        "for many millions (default: all)",
+    )
     folders = {
         "features_dir": ("where features are, and go (default: features)", Path("features")),
         "data_dir": ("data sets and image means (default: data)", Path("data")),
@@ -133,14 +140,16 @@ def main(argv: list[str]) -> None:
     args.backbone = name_backbone(args.backbone or DEFAULT_BACKBONE, args.preprocess)
     with doing("loading PyTorch", at_once=True):
         from live.opening import Where
-        from live.server import serve
+        from live.server import listen, serve
 
     where = Where(
-        args.features_dir, args.data_dir, args.path_to_synthetic_data, args.corpora_dir, args.gpu
+        *(args.features_dir, args.data_dir, args.path_to_synthetic_data, args.corpora_dir),
+        *(args.gpu, args.candidates or 0),
     )
-    searcher = _open(args, where)
-    with doing(""):  # it is served, and waits
-        serve(searcher, args.host, args.port, lambda address: _tell(args, address))
+    with listen(args.host, args.port) as listening:  # before all the work: it may be taken
+        searcher = _open(args, where)
+        with doing(""):  # it is served, and waits
+            serve(searcher, listening, args.host, lambda address: _tell(args, address))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -152,6 +161,8 @@ def _check(args: argparse.Namespace) -> None:
         refuse_idle(given, f"with --{asked[0]}")
     if args.demo and (args.backbone or args.preprocess):
         raise UserError(f"--demo has a backbone of its own, {DEMO}: leave --backbone, --preprocess")
+    if not args.host:
+        raise UserError("--host is empty: name an address, 0.0.0.0 for all of this machine's")
     if not 0 <= args.port < 65536:
         raise UserError(f"--port {args.port}: a port is from 0 to 65535")
 

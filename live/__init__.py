@@ -2,6 +2,7 @@
 
 photos.py stage.py       a folder of photographs, and its features as they change
 gallery.py               the rows that are searched, and what their products are kept for
+candidates.py            of millions of rows, those that are worth ranking (faiss)
 searcher.py              a query and a method's parameters -> ranked rows
 choices.py               which methods and parameters there are to choose from
 saved.py                 a live query as features that run_retrieval.py reads

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from live.searcher import dots_of
+
 if TYPE_CHECKING:
     from live.searcher import Ranked, Searcher
 
@@ -91,12 +93,12 @@ def describe_ranked(searcher: Searcher, ranked: Ranked) -> dict:
     for name, column in ranked.columns.items():
         rows = describe_rows(searcher, column.rows)
         ranks = {
-            other: own.ranks(column.rows).tolist()
+            other: own.ranks(column.places).tolist()
             for other, own in ranked.columns.items()
             if other != name
         }
         parts = {"image": ranked.image, "text": ranked.text}
-        sub = {n: v[column.rows].tolist() for n, v in parts.items() if v is not None}
+        sub = {n: v[column.places].tolist() for n, v in parts.items() if v is not None}
         for place, row in enumerate(rows):
             row["score"] = number(column.values[place])
             row |= {part: number(values[place]) for part, values in sub.items()}
@@ -105,17 +107,26 @@ def describe_ranked(searcher: Searcher, ranked: Ranked) -> dict:
     return {
         "columns": columns,
         "scatter": _scatter(searcher, ranked),
+        "approximate": _approximation(searcher, ranked),
         "caution": ranked.run.method.caution(ranked.run.parameters) if ranked.run else "",
         "seconds": {name: round(s, 4) for name, s in ranked.seconds.items()},
         "version": searcher.version,
     }
 
 
+def _approximation(searcher: Searcher, ranked: Ranked) -> str:
+    """What is said of a ranking of candidates, "" where all rows are ranked."""
+    if searcher.candidates is None:
+        return ""
+    count = len(next(iter(ranked.columns.values())).scores)
+    return f"approximate: only the {count:,} images that faiss finds nearest are ranked"
+
+
 def _scatter(searcher: Searcher, ranked: Ranked) -> dict | None:
     """Image against text similarity of some rows, and the fusion over both."""
     if ranked.image is None or ranked.text is None:
         return None
-    dots = searcher.dots
+    dots = dots_of(len(ranked.image))
     parts = [[number(v) for v in own[dots].tolist()] for own in (ranked.image, ranked.text)]
     found = {"image": parts[0], "text": parts[1], "of": len(searcher), "level": None}
     if ranked.level is not None:

@@ -5,9 +5,9 @@ A method asks a gallery for similarities, whoever it is; none of its formulas is
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -25,64 +25,88 @@ if TYPE_CHECKING:
 KEPT_BYTES = 512 << 20  # of products; at least FEWEST of them
 FEWEST = 12
 ROWS_AT_ONCE = 1024  # that a cache holds
-FEW = 8  # vectors, at most, of a product that goes through the rows by parts
-MOST_OF_MEMORY = 0.25  # that half precision may take as float32
 SIMILARITIES = {"image": "image", "text": "text", "context_text": "text"}  # a part -> its role
 
 
 @dataclass(frozen=True, eq=False)
 class LiveRows(Rows):
-    """Rows that few vectors are multiplied with: read from memory once, whatever their number.
+    """Rows on the CPU, float32 or float16 as they are on disk, multiplied with few vectors.
 
-    As one product of matrices, two vectors take more than twice the time of one.
+    All of them are read from memory once, whatever the number of vectors: a part of them at a time,
+    that a cache holds, and each thread its own.
     """
 
-    def parts(self) -> Iterator[tuple[slice, Tensor]]:
-        """All rows, float32, a few at a time, which a cache holds, and where they are."""
-        for start in range(0, len(self.raw), ROWS_AT_ONCE):
-            yield slice(start, start + ROWS_AT_ONCE), self.raw[start : start + ROWS_AT_ONCE].float()
-
-    def product(self, vectors: Tensor) -> Tensor:
-        is_few = 1 < len(vectors) <= FEW and not vectors.is_cuda
-        return self.by_parts(vectors) if is_few else super().product(vectors)
-
-    def by_parts(self, vectors: Tensor) -> Tensor:
-        """The product, part by part."""
-        import torch
-
-        found = vectors.new_empty(len(vectors), len(self.raw))
-        for place, rows in self.parts():
-            for vector, target in zip(vectors, found, strict=True):
-                torch.mv(rows, vector, out=target[place])
-        return found.div_(self.length)
-
-
-@dataclass(frozen=True, eq=False)
-class HalfRows(LiveRows):
-    """Rows in half precision, made float32 as they are used: half the memory, but slower."""
-
     @classmethod
-    def of(cls, raw: Tensor) -> HalfRows:
-        """Measure the rows of raw, (N, D) float16."""
+    def of(cls, raw: Tensor) -> LiveRows:
+        """Measure the rows of raw, (N, D)."""
         import torch
 
-        return cls(raw, torch.cat([some.float().norm(dim=1) for some in raw.split(ROWS_AT_ONCE)]))
+        return cls(raw, torch.cat([rows.norm(dim=1) for _, rows in _parts(raw, 0, len(raw))]))
 
     @cached_property
     def mean(self) -> Tensor:
         weights = self.length.reciprocal()
-        return sum(weights[place] @ rows for place, rows in self.parts()) / len(self.raw)
+        parts = _parts(self.raw, 0, len(self.raw))
+        return sum(weights[place] @ rows for place, rows in parts) / len(self.raw)
 
     def product(self, vectors: Tensor) -> Tensor:
-        return self.by_parts(vectors)
+        import torch
+        from torch.nn.functional import pad
+
+        count = len(vectors)
+        if count > (1 if self.raw.dtype == torch.float32 else 2):  # four take less time than three
+            vectors = pad(vectors, (0, 0, 0, -count % 4))
+        found = vectors.new_empty(len(vectors), len(self.raw))
+
+        def multiply(start: int, stop: int) -> None:
+            with torch.inference_mode():  # which is a thread's own
+                for place, rows in _parts(self.raw, start, stop):
+                    torch.mm(vectors, rows.T, out=found[:, place])
+                found[:count, start:stop].div_(self.length[start:stop])
+
+        _share_out(multiply, len(self.raw))
+        return found[:count]
 
     def weighted(self, weights: Tensor, rows: Tensor) -> Tensor:
+        import torch
+
+        if self.raw.dtype == torch.float32:
+            return super().weighted(weights, rows)
         some = (self.raw[rows].float() / self.length[rows][..., None]) * weights[..., None]
         return some.sum(1)
 
 
+def _parts(raw: Tensor, start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows start to stop, float32, a few at a time, and where they are; each until the next."""
+    import torch
+
+    room = torch.empty(0 if raw.dtype == torch.float32 else ROWS_AT_ONCE, raw.shape[1])
+    for first in range(start, stop, ROWS_AT_ONCE):
+        place = slice(first, min(first + ROWS_AT_ONCE, stop))
+        rows = raw[place]
+        yield place, room[: len(rows)].copy_(rows) if len(room) else rows
+
+
+def _share_out(work: Callable[[int, int], None], count: int) -> None:
+    """Call work(start, stop) for shares of `count` rows, one a thread of torch."""
+    import torch
+
+    threads = torch.get_num_threads()
+    share = -(-count // threads)
+    if share <= ROWS_AT_ONCE:
+        work(0, count)
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            starts = range(0, count, share)
+            list(pool.map(work, starts, (min(start + share, count) for start in starts)))
+    finally:
+        torch.set_num_threads(threads)
+
+
 def open_rows(file: MappedRows | ArrayRows, device: torch.device) -> Rows:
-    """All rows of a file, mapped; half precision is made float32 where memory is ample.
+    """All rows of a file, mapped, or float32 on a GPU.
 
     Raises UserError for a row that is zero or not finite.
     """
@@ -91,15 +115,9 @@ def open_rows(file: MappedRows | ArrayRows, device: torch.device) -> Rows:
     from utils_evaluation import check_lengths
 
     raw = torch.from_numpy(file.read(slice(0, file.shape[0])))
-    keep_half = raw.dtype == torch.float16 and 4 * raw.numel() > MOST_OF_MEMORY * _memory()
-    rows = (HalfRows if keep_half else LiveRows).of(raw.to(device))
+    rows = LiveRows.of(raw) if device.type == "cpu" else Rows.of(raw.to(device))
     check_lengths(rows.length, file.path)
     return rows
-
-
-def _memory() -> int:
-    """Bytes of memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,27 +125,54 @@ class LiveGallery(Gallery):
     """A gallery that keeps its latest products: vectors that come again take none."""
 
     _kept: OrderedDict = field(default_factory=OrderedDict, repr=False)
+    _nearest: OrderedDict = field(default_factory=OrderedDict, repr=False)
+    _expected: dict = field(default_factory=dict, repr=False)
 
     @property
     def most_kept(self) -> int:
         """How many products are kept, N float32 each."""
         return max(FEWEST, KEPT_BYTES // (4 * max(1, len(self))))
 
+    def expect(self, vectors: Sequence[Tensor]) -> None:
+        """Say which vectors (1, D) will be asked for: the next product has them too."""
+        parts = {("image", _content(own), None): (own, None) for own in vectors}
+        self._expected.clear()
+        self._expected.update({k: part for k, part in parts.items() if k not in self._kept})
+
+    def shared(
+        self, parts: Mapping[Hashable, tuple[Tensor, Tensor | None]], of: str = "image"
+    ) -> dict[Hashable, Tensor]:
+        """As Gallery.similarities, of what is kept: nobody may change it."""
+        keys = {name: (of, *map(_content, part)) for name, part in parts.items()}
+        new = {keys[name]: part for name, part in parts.items() if keys[name] not in self._kept}
+        if new:
+            if of == "image":
+                new = self._expected | new
+                self._expected.clear()
+            self._kept.update(super().similarities(new, of))
+        for key in keys.values():
+            self._kept.move_to_end(key)
+        found = {name: self._kept[key] for name, key in keys.items()}
+        _drop_oldest(self._kept, self.most_kept)
+        return found
+
     def similarities(
         self, parts: Mapping[Hashable, tuple[Tensor, Tensor | None]], of: str = "image"
     ) -> dict[Hashable, Tensor]:
         """As Gallery.similarities; each is the caller's own, to change as it likes."""
-        keys = {name: (of, *map(_content, part)) for name, part in parts.items()}
-        new = {keys[name]: part for name, part in parts.items() if keys[name] not in self._kept}
-        if new:
-            self._kept.update(super().similarities(new, of))
-        found = {}
-        for name, key in keys.items():
-            self._kept.move_to_end(key)
-            found[name] = self._kept[key].clone()
-        while len(self._kept) > self.most_kept:
-            self._kept.popitem(last=False)
-        return found
+        return {name: own.clone() for name, own in self.shared(parts, of).items()}
+
+    def nearest(self, vectors: Tensor, k: int, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        key = (_content(vectors), _content(mean), k)
+        if key not in self._nearest:
+            self._nearest[key] = super().nearest(vectors, k, mean)
+            _drop_oldest(self._nearest, FEWEST)
+        return tuple(part.clone() for part in self._nearest[key])
+
+
+def _drop_oldest(kept: OrderedDict, most: int) -> None:
+    while len(kept) > most:
+        kept.popitem(last=False)
 
 
 def _content(vectors: Tensor | None) -> bytes | None:
@@ -163,10 +208,10 @@ class Heard(Gallery):
         return cls(gallery.kinds, gallery.number, gallery._remembered, gallery)
 
     def similarities(self, parts: Mapping, of: str = "image") -> dict[Hashable, Tensor]:
-        found = self.gallery.similarities(parts, of)
+        found = self.gallery.shared(parts, of)
         for name, similarity in found.items():
-            self.heard[role_of(name) if of == "image" else None] = similarity.clone()
-        return found
+            self.heard[role_of(name) if of == "image" else None] = similarity
+        return {name: similarity.clone() for name, similarity in found.items()}
 
 
 @dataclass(frozen=True, eq=False)

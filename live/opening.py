@@ -16,7 +16,7 @@ from extraction.job import run_job
 from extraction.words import ContextWords, read_context_words
 from live.photos import Stored, index_photos, name_of, open_photo
 from live.searcher import Searcher
-from utils import UserError, last_part, select_device
+from utils import UserError, last_part, say, select_device
 from utils_backbones import Places, backbone_entry, backbone_folder
 from utils_datasets import Dataset, ImageStore
 from utils_features import load_encoder
@@ -37,7 +37,8 @@ BATCH, PART_ROWS = 64, 256  # of photographs: what a kill costs on a machine wit
 class Where:
     """Where things are, and on what they are computed. gpu: the CUDA device, -1 for the CPU.
 
-    corpora: the folder of text corpora, None for the backbone's own.
+    corpora: the folder of text corpora, None for the backbone's own. candidates: how many rows
+    faiss finds for each vector of a query, which alone are ranked then; 0: all rows are.
     """
 
     features: Path = Path("features")
@@ -45,6 +46,7 @@ class Where:
     synthetic: Path | None = None
     corpora: Path | None = None
     gpu: int = 0
+    candidates: int = 0
 
     @property
     def places(self) -> Places:
@@ -64,7 +66,7 @@ def open_folder(
     save_dtype: str = "float32",
     batch: int = BATCH,
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> Searcher:
     """Index a folder of photographs, as far as it has changed, and open it for search.
 
@@ -155,7 +157,8 @@ def _open(
         _check_words(words, features)
     except UserError as error:
         words = error
-    return Searcher(features, where.places, images, load, decode, words, device)
+    most = where.candidates
+    return Searcher(features, where.places, images, load, decode, words, device, most)
 
 
 def _check_words(words: ContextWords, features: Features) -> None:

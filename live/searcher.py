@@ -14,21 +14,22 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from live.candidates import Candidates
 from live.choices import Choices
 from live.gallery import Heard, LiveGallery, grid_of, open_rows
 from methods import find_method
-from utils import UserError
+from utils import UserError, say
 from utils_assets import load_assets
 from utils_backbones import Places
 from utils_blocks import find_copies
-from utils_evaluation import best_rows, unit_features, unit_queries, with_copies
+from utils_evaluation import unit_features, unit_queries, with_copies
 from utils_retrieval import Assets, Queries, name_of_texts
 from utils_runs import Run
 from utils_storage import Features
@@ -65,25 +66,38 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """The best rows of one ranking: int64 (K,), scores float32 (K,), and all scores (N,)."""
+    """The best rows of one ranking: int64 (K,), their scores float32 (K,), and all scores (N,).
+
+    places: int64 (K,), where the rows are in the scores: they are the rows, unless these are
+    candidates. rising: all scores in rising order.
+    """
 
     rows: np.ndarray
     values: np.ndarray
-    scores: torch.Tensor
+    places: np.ndarray
+    scores: np.ndarray
+    rising: np.ndarray
 
-    @cached_property
-    def rising(self) -> np.ndarray:
-        """All scores in rising order."""
-        return np.sort(self.scores.cpu().numpy())
+    @classmethod
+    def of(cls, scores: np.ndarray, number: np.ndarray, k: int) -> Column:
+        """The k best, equal ones in the order of their places, without those of -inf.
 
-    def ranks(self, rows: np.ndarray) -> np.ndarray:
-        """The ranks, from 1, of some rows: int64. Equal scores rank in row order."""
-        own = self.scores[rows].cpu().numpy()
+        scores: float32 (N,). number: their rows.
+        """
+        rising = np.sort(scores)
+        places = np.flatnonzero(~(scores < rising[-min(k, len(rising))]))  # NaN is no less
+        places = places[np.argsort(-scores[places], kind="stable")][:k]
+        places = places[~np.isneginf(scores[places])]
+        return cls(number[places], scores[places], places, scores, rising)
+
+    def ranks(self, places: np.ndarray) -> np.ndarray:
+        """The ranks, from 1, of what is at some places: int64. Equal scores rank in row order."""
+        own = self.scores[places]
         end = np.searchsorted(self.rising, own, "right")
         ranks = len(self.rising) - end + 1
         tied = end - np.searchsorted(self.rising, own) > 1
         for place in np.flatnonzero(tied):
-            ranks[place] += int((self.scores[: int(rows[place])] == own[place]).sum())
+            ranks[place] += np.count_nonzero(self.scores[: places[place]] == own[place])
         return ranks
 
 
@@ -128,7 +142,8 @@ class Searcher:
     features: of the gallery, with its queries where it is a data set's. images: where its pictures
     are. load: gives the encoder, which is asked for when something is to be encoded. words: of
     contextualised texts, or why there are none. decode: an encoded image -> an image as extraction
-    sees it.
+    sees it. most: how many candidates of a vector are ranked, 0: all rows. Raises UserError where
+    candidates cannot be found.
     """
 
     def __init__(
@@ -140,12 +155,14 @@ class Searcher:
         decode: Callable[[bytes], Any],
         words: ContextWords | UserError,
         device: torch.device,
+        most: int = 0,
     ):
         self.features, self.places, self.images = features, places, images
         self.load, self.decode, self.words, self.device = load, decode, words, device
         self.choices = Choices(features, places)
         kinds = {name: open_rows(file, device) for name, file in features.database_files.items()}
         self.gallery = LiveGallery(kinds, np.arange(len(features.task.gallery)))
+        self.candidates = self._open_candidates(most) if most else None
         self._copies = find_copies(features.task, slice(0, len(self)))
         self._texts, self._given = Kept(TEXTS_KEPT), Kept(IMAGES_KEPT)
         self._assets, self._columns = Kept(ASSETS_KEPT), Kept(COLUMNS_KEPT)
@@ -153,6 +170,15 @@ class Searcher:
 
     def __len__(self) -> int:
         return len(self.gallery)
+
+    def _open_candidates(self, most: int) -> Candidates:
+        if list(self.gallery.kinds) != ["image"]:
+            raise UserError(
+                f"--candidates finds image features alone, and {self.features.source} has "
+                f"{', '.join(self.gallery.kinds)}"
+            )
+        path = self.features.folder / ".live" / f"candidates-{self.version}.faiss"
+        return Candidates.open(self.gallery.kinds["image"], most, path, say)
 
     @property
     def paths(self) -> Sequence[str]:
@@ -355,26 +381,34 @@ class Searcher:
         clock = Clock()
         found = find_method(method)
         run = self.choices.run(found, {**self.choices.start(found), **given})
-        plain, vectors = {}, {}
+        vectors = {}
         if image:
             vectors["image"] = self._unit(image.vector[None], "the query image")
         if text:
             vectors["text"] = self._unit(self.text_of(image, text)[None], "the query text")
-        clock.tick("encoding")
-        if vectors:
-            plain = self.gallery.similarities({n: (v, None) for n, v in vectors.items()})
-        clock.tick("products")
-        heard, composed, level = dict(plain), None, None
         if image and text:
             queries = self._queries(self.features_of(run, image, text), text)
-            composed, used, level = self._compose(run, queries, plain)
-            heard |= used
+        clock.tick("encoding")
+        gallery = self._gallery_of(list(vectors.values()))
+        gallery.expect(list(vectors.values()))
+        heard, composed, level = {}, None, None
+        if image and text:
+            states, composed, heard = self._compose(run, queries, gallery)
+            if self.candidates:  # among those of the vectors that it compares, too
+                gallery = self._gallery_of([*vectors.values(), *gallery.asked])
+                states, composed, heard = self._compose(run, queries, gallery)
             clock.tick("method")
+        plain = gallery.shared({n: (v, None) for n, v in vectors.items()}) if vectors else {}
+        if heard:
+            level = self._level(run, states, queries, plain | heard)
+        heard = plain | heard
+        clock.tick("columns")
         out = tuple(self._left_out(image)) if leave_out and image else ()
-        columns = {} if composed is None else {"composed": self._column(composed, k, out)}
+        column = partial(self._column, gallery=gallery, k=k, out=out)
+        columns = {} if composed is None else {"composed": column(composed)}
         for name, scores in plain.items():  # the same from slider to slider
-            key = (vectors[name].cpu().numpy().tobytes(), k, out)
-            columns[name] = self._columns.get_or(key, partial(self._column, scores, k, out))
+            key = (gallery, vectors[name].cpu().numpy().tobytes(), k, out)
+            columns[name] = self._columns.get_or(key, partial(column, scores))
         clock.tick("best rows")
         return Ranked(
             columns,
@@ -385,43 +419,45 @@ class Searcher:
             clock.seconds,
         )
 
+    def _gallery_of(self, vectors: Sequence[torch.Tensor]) -> LiveGallery:
+        """What is ranked for some vectors: all rows, or their candidates."""
+        return self.candidates.gallery(vectors) if self.candidates and vectors else self.gallery
+
     def _queries(self, features: Mapping[str, torch.Tensor], text: str) -> Queries:
         return Queries(features, np.zeros(1, np.int64), [text], self.device)
 
-    def _compose(self, run: Run, queries: Queries, plain: Mapping) -> tuple:
-        """Scores (1, N) of a method, the similarities that it fuses by role, and its level."""
-        method, heard = run.method, Heard.over(self.gallery)
+    def _compose(self, run: Run, queries: Queries, gallery: LiveGallery) -> tuple:
+        """A method's states, its scores (1, N), and the similarities that it fuses, by role.
+
+        None of the last where the scores are not made of image and text similarity alone.
+        """
+        method, heard = run.method, Heard.over(gallery)
         states = method.prepare([run.parameters], self.assets(run))
-        states = method.observe(states, queries, self.gallery)
+        states = method.observe(states, queries, gallery)
         [scores] = method.scores(states, queries, heard)
-        if None in heard.heard or not heard.heard:
-            return scores, {}, None
-        pair = {**plain, **heard.heard}
-        grid, *axes = grid_of(pair["image"], pair["text"], GRID)
+        return states, scores, {} if None in heard.heard else heard.heard
+
+    def _level(self, run: Run, states: Sequence, queries: Queries, used: Mapping) -> tuple:
+        """The fusion over what is used of image and text similarity: see Ranked."""
+        grid, *axes = grid_of(used["image"], used["text"], GRID)
         again = self._queries(queries.features, queries.words[0])
-        [level] = method.scores(states, again, grid)
-        return scores, heard.heard, (level.reshape(GRID, GRID).cpu().numpy(), *axes)
+        [level] = run.method.scores(states, again, grid)
+        return level.reshape(GRID, GRID).cpu().numpy(), *axes
 
     def _left_out(self, image: Shown) -> list[int]:
         if image.row < 0:
             return [row for row, path in enumerate(self.paths) if path == image.path]
         return [image.row]
 
-    def _column(self, scores: torch.Tensor, k: int, out: Sequence[int]) -> Column:
-        scores = with_copies(self._copies, scores)
+    def _column(
+        self, scores: torch.Tensor, gallery: LiveGallery, k: int, out: Sequence[int]
+    ) -> Column:
+        if gallery is self.gallery:
+            scores = with_copies(self._copies, scores)
         if out:
-            scores = scores.clone()
-            scores[:, list(out)] = -np.inf
-        values, rows = best_rows(scores, k)
-        there = rows[0] >= 0
-        return Column(rows[0][there], values[0][there], scores[0])
-
-    @cached_property
-    def dots(self) -> np.ndarray:
-        """Rows of the scatter, the same for every query: int64, rising."""
-        draw = np.random.default_rng(0)
-        count = min(DOTS, len(self))
-        return np.sort(draw.choice(len(self), count, replace=False))
+            places = np.flatnonzero(np.isin(gallery.number, out))
+            scores = scores.index_fill(1, torch.from_numpy(places).to(scores.device), -np.inf)
+        return Column.of(scores[0].cpu().numpy(), gallery.number, k)
 
     # --- for notebooks -----------------------------------------------------------------------
 
@@ -462,7 +498,7 @@ def table_of(searcher: Searcher, ranked: Ranked) -> pd.DataFrame:
             "rank": np.arange(1, len(column.rows) + 1),
             "path": [searcher.paths[row] for row in column.rows],
             "score": column.values,
-            **{n: v[column.rows].cpu().numpy() for n, v in parts.items() if v is not None},
+            **{n: v[column.places].cpu().numpy() for n, v in parts.items() if v is not None},
         }
     )
 
@@ -478,6 +514,13 @@ class Clock:
         now = time.perf_counter()
         self.seconds[name] = now - self._last
         self._last = now
+
+
+@cache
+def dots_of(count: int) -> np.ndarray:
+    """Which of so many rows the scatter shows, the same for every query: int64, rising."""
+    draw = np.random.default_rng(0)
+    return np.sort(draw.choice(count, min(DOTS, count), replace=False))
 
 
 def _hash(data: bytes) -> str:

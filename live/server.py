@@ -21,8 +21,10 @@ import ipaddress
 import os
 import re
 import secrets
+import socket
 import stat
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +51,7 @@ from live.pictures import MOST_BYTES, Given, check_size, picture_of
 from live.saved import command_of, save_query
 from live.searcher import Ranked, Searcher, Shown, table_of
 from methods import find_method
-from utils import UserError
+from utils import UserError, say
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -426,28 +428,34 @@ async def _refuse(request: Request, error: Refused) -> Response:
     return JSONResponse({"error": error.words}, error.status)
 
 
-def serve(
-    searcher: Searcher,
-    host: str,
-    port: int,
-    ready: Callable[[str], None],
-    say: Callable[[str], None] = print,
-) -> None:
-    """Serve the page until Ctrl-C. port: 0 for any that is free. ready: told the page's address."""
-    import socket
-    import threading
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; who connects waits until it is served. Raises UserError if none can.
 
-    import uvicorn
-
-    folder = searcher.features.folder / ".live"
+    port: 0 for any that is free.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-        listening.listen(128)  # who opens the address at once waits, and is not refused
+        listening.listen(128)
     except OSError as error:
+        listening.close()
         raise UserError(f"--host {host} --port {port}: {error.strerror}; name another") from None
+    return listening
+
+
+def serve(
+    searcher: Searcher,
+    listening: socket.socket,
+    host: str,
+    ready: Callable[[str], None],
+    say: Callable[[str], None] = say,
+) -> None:
+    """Serve the page until Ctrl-C. host: as listen had it. ready: told the page's address."""
+    import uvicorn
+
+    folder = searcher.features.folder / ".live"
     port = listening.getsockname()[1]
     everywhere = host in ("0.0.0.0", "::")
     names = {"localhost", "127.0.0.1", "[::1]", host.lower()}

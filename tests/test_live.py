@@ -6,23 +6,26 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from extraction_world import draw_image, encode_jpeg, environment
+from filelock import FileLock
 from live_world import BROKEN, PHOTOS, World, add_dataset, make_photos, make_world
 
 from live import opening
+from live.answers import describe_ranked
 from live.choices import Choices
-from live.gallery import HalfRows, LiveGallery, LiveRows
+from live.gallery import LiveGallery, LiveRows
 from live.photos import name_of, read_stored, see
 from live.saved import command_of, save_query
 from live.searcher import Column
 from methods import flags_of, list_methods
 from search import open_dataset, open_folder
-from utils import UserError
+from utils import UserError, read_json, write_json
 from utils_backbones import backbone_folder
 from utils_features import Encoder
 from utils_retrieval import Gallery
@@ -129,6 +132,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from live import opening
+from live.answers import describe_ranked
 from pathlib import Path
 opening.PART_ROWS = 8
 save, parts = np.savez, []
@@ -178,12 +182,112 @@ def test_a_damaged_photograph_among_finished_ones_is_named_and_not_tried_again(c
     assert index()[1] == 0
 
 
+def test_a_run_killed_while_it_publishes_is_finished_first(changing, monkeypatch):
+    world, index = changing
+    first, _ = index()
+    (world.photos / "new.png").write_bytes(encode_jpeg(draw_image(100)))
+    move, moved = os.replace, []
+
+    def kill(source, target):
+        if Path(target).parent == folder_of(world):
+            moved.append(target)
+            if len(moved) == 3:
+                raise KeyboardInterrupt
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        index()
+    monkeypatch.setattr(os, "replace", move)
+    assert not (folder_of(world) / "manifest.json").exists()
+    (world.photos / "trip/day 1/05.jpg").unlink()
+    found, encoded = index()
+    assert encoded == 0
+    assert {*found} == {*first, "new.png"} - {"trip/day 1/05.jpg"}
+
+
+def test_two_at_work_on_one_folder_are_one_too_many(changing):
+    world, index = changing
+    lock = folder_of(world) / ".lock"
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock), pytest.raises(UserError, match=r"another search\.py is at work"):
+        index()
+    assert index()[1] == PHOTOS
+
+
+def test_one_photograph_that_is_mended_after_none_could_be_read(changing):
+    world, index = changing
+    for path in world.photos.rglob("*"):
+        if path.is_file() and path.name != BROKEN:
+            path.unlink()
+    (world.photos / "gone.jpg").symlink_to(world.photos / "absent.jpg")
+    with pytest.raises(UserError, match=r"no photograph can be read, .* broken\.jpg: not an image"):
+        index()
+    (world.photos / BROKEN).write_bytes(encode_jpeg(draw_image(1)))
+    assert index()[1] == 1
+    alone = open_folder(world.photos, world.backbone, where=world.where)
+    for method in list_methods():
+        if alone.choices.lacking(list_methods()[method]) is None:
+            ranked = alone.rank(alone.find("g0"), "at night", method, {}, 5)
+            assert describe_ranked(alone, ranked)["columns"]["composed"][0]["row"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("manifest.json", b"{", "manifest.json"),
+        ("photos.csv", b"image_path\nx.jpg\n", "photos.csv"),
+        ("photos.csv", None, "photos.csv"),
+        ("photos.csv", "short", "index the folder again with --overwrite"),
+        ("database_image.npy", b"nothing", "database_image.npy is not"),
+        ("database_image.npy", "short", "is cut short"),
+    ],
+)
+def test_damaged_features_are_named_and_replaced_on_demand(damaged, name, content, words):
+    index, folder, kept = damaged
+    path = folder / name
+    try:
+        if content is None:
+            path.unlink()
+        else:
+            lines = kept[name].splitlines(keepends=True)
+            fewer = b"".join([lines[0], *lines[2:]])
+            short = fewer if path.suffix == ".csv" else kept[name][:-8]
+            path.write_bytes(short if content == "short" else content)
+        with pytest.raises(UserError, match=words):
+            index()
+    finally:
+        path.write_bytes(kept[name])
+
+
+@pytest.fixture(scope="module")
+def damaged(world, photos):
+    folder = folder_of(world)
+    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return lambda: open_folder(world.photos, world.backbone, where=world.where), folder, kept
+
+
 def test_another_precision_is_refused_in_a_line(changing):
     _, index = changing
     index(save_dtype="float16")
     with pytest.raises(UserError, match=r"another save_dtype \(float16, now float32\)"):
         index()
     assert index(overwrite=True)[1] == PHOTOS
+
+
+def test_features_of_other_pixels_are_refused_and_replaced_on_demand(changing):
+    """A manifest that does not say is of plain pixels."""
+    world, index = changing
+    index()
+    path = folder_of(world) / "manifest.json"
+    manifest = read_json(path)
+    assert manifest.pop("pixels") == "viewed"
+    write_json(path, manifest)
+    (world.photos / "new.png").write_bytes(encode_jpeg(draw_image(100)))
+    with pytest.raises(UserError, match=r"another pixels \(plain, now viewed\).*--overwrite"):
+        index()
+    assert index(overwrite=True)[1] == PHOTOS + 1
+    assert read_json(path)["pixels"] == "viewed"
 
 
 def test_a_folder_without_photographs_is_refused(tmp_path):
@@ -199,6 +303,73 @@ def test_names_that_are_no_utf8_are_passed_and_counted(tmp_path):
         pass
     seen = see(tmp_path)
     assert ([photo.path for photo in seen.photos], len(seen.passed)) == (["good.jpg"], 1)
+
+
+# --- candidates --------------------------------------------------------------------------------
+
+CROWD = 4000
+
+
+@pytest.fixture(scope="module")
+def crowd(world):
+    """A data set of image features alone, in which a few candidates are a choice."""
+    add_dataset(world, "crowd", rows=CROWD)
+    folder = world.where.features / backbone_folder(world.backbone) / "crowd"
+    for path in folder.glob("database_*.npy"):
+        if path.stem != "database_image":
+            path.unlink()
+
+    def open_crowd(most: int):
+        return open_dataset("crowd", world.backbone, where=replace(world.where, candidates=most))
+
+    return open_crowd
+
+
+def test_candidates_that_are_all_rows_rank_as_all_rows_do(crowd):
+    pytest.importorskip("faiss", reason="faiss is not installed: no candidates")
+    whole, found = crowd(0), crowd(CROWD)
+    text = whole.features.task.queries.text[1]
+    for method in ("sum", "basic", "weicom"):
+        for searcher in (whole, found):
+            image = searcher.find("q1")
+            searcher.last = searcher.rank(image, text, method, {}, SHOWN)
+        for name, column in whole.last.columns.items():
+            other = found.last.columns[name]
+            assert other.rows.tolist() == column.rows.tolist(), (method, name)
+            np.testing.assert_allclose(other.values, column.values, rtol=2e-5, atol=2e-6)
+            assert other.ranks(other.places).tolist() == column.ranks(column.places).tolist()
+
+
+def test_candidates_are_few_and_said_to_be_approximate(crowd):
+    pytest.importorskip("faiss", reason="faiss is not installed: no candidates")
+    whole, few = crowd(0), crowd(500)
+    image, text = whole.find("g7"), whole.features.task.queries.text[0]
+    ranked = [s.rank(image, text, "basic", {}, SHOWN, leave_out=True) for s in (whole, few)]
+    assert describe_ranked(whole, ranked[0])["approximate"] == ""
+    answer = describe_ranked(few, ranked[1])
+    count = len(ranked[1].image)
+    assert SHOWN < count < 0.5 * CROWD
+    assert f"the {count:,} images that faiss finds nearest" in answer["approximate"]
+    for name, column in ranked[0].columns.items():
+        same = {*column.rows} & {*ranked[1].columns[name].rows}
+        assert len(same) >= 0.9 * SHOWN, name
+        assert 7 not in ranked[1].columns[name].rows
+    similarity = whole.gallery.similarity(torch.from_numpy(whole.find("g7").vector)[None])[0]
+    rows = ranked[1].columns["image"].rows
+    scale = np.linalg.norm(image.vector)
+    shown = [row["score"] for row in answer["columns"]["image"]]
+    np.testing.assert_allclose(shown, similarity[rows] / scale, rtol=1e-5)
+
+
+def test_candidates_without_faiss_name_what_to_install(crowd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match="--candidates needs faiss: pip install faiss-cpu"):
+        crowd(10)
+
+
+def test_candidates_of_other_features_are_refused(world, shots):
+    with pytest.raises(UserError, match="--candidates finds image features alone"):
+        open_dataset("shots", world.backbone, where=replace(world.where, candidates=5))
 
 
 # --- rankings ----------------------------------------------------------------------------------
@@ -362,19 +533,61 @@ def test_ranks_are_those_of_a_stable_sort(scores):
     order = values.sort(descending=True, stable=True).indices.numpy()
     expected = np.empty(500, np.int64)
     expected[order] = np.arange(1, 501)
-    rows = np.random.default_rng(0).permutation(500)[:60]
-    assert np.array_equal(Column(rows, values[rows].numpy(), values).ranks(rows), expected[rows])
+    column = Column.of(values.numpy(), np.arange(500) + 7, 60)
+    assert np.array_equal(column.rows - 7, order[:60])
+    assert np.array_equal(column.values, values[order[:60]])
+    places = np.random.default_rng(0).permutation(500)[:60]
+    assert np.array_equal(column.ranks(places), expected[places])
 
 
-@pytest.mark.parametrize(("kind", "count"), [(HalfRows, 2), (HalfRows, 20), (LiveRows, 3)])
-def test_rows_read_by_parts_give_what_a_gallery_gives(kind, count):
+def test_what_is_left_out_and_what_is_no_number_of_a_column():
+    scores = np.array([2, -np.inf, np.nan, 3, -np.inf], np.float32)
+    column = Column.of(scores, np.arange(5), 9)
+    assert {*column.rows} == {0, 2, 3}
+    assert list(Column.of(scores[[0, 1, 3]], np.arange(3), 2).rows) == [2, 0]
+    assert len(Column.of(scores[[1, 4]], np.arange(2), 1).rows) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_rows_read_by_parts_give_what_a_gallery_gives(dtype, count):
     draw = torch.Generator().manual_seed(2)
-    raw = torch.randn(20_000, 16, generator=draw).half()
+    raw = torch.randn(20_001, 16, generator=draw).to(dtype)
     vectors = torch.randn(count, 16, generator=draw)
-    half, whole = LiveGallery({"image": kind.of(raw)}), Gallery.of(raw)
-    torch.testing.assert_close(half.similarity(vectors), whole.similarity(vectors))
-    torch.testing.assert_close(half.mean(), whole.mean())
+    parts, whole = LiveGallery({"image": LiveRows.of(raw)}), Gallery.of(raw)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        torch.testing.assert_close(parts.similarity(vectors), whole.similarity(vectors))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(parts.mean(), whole.mean())
+    for _ in range(2):
+        for found, expected in zip(
+            parts.nearest(vectors, 5), whole.nearest(vectors, 5), strict=True
+        ):
+            torch.testing.assert_close(found, expected)
     weights, rows = torch.rand(2, 5, generator=draw), torch.arange(10).reshape(2, 5)
     torch.testing.assert_close(
-        half.weighted_rows(weights, rows), whole.weighted_rows(weights, rows)
+        parts.weighted_rows(weights, rows), whole.weighted_rows(weights, rows)
     )
+
+
+def test_what_is_expected_is_multiplied_along(monkeypatch):
+    draw = torch.Generator().manual_seed(3)
+    gallery = LiveGallery({"image": LiveRows.of(torch.randn(50, 8, generator=draw))})
+    first, second, third = torch.randn(3, 1, 8, generator=draw)
+    calls, product = [], LiveRows.product
+    monkeypatch.setattr(
+        LiveRows, "product", lambda self, v: calls.append(len(v)) or product(self, v)
+    )
+    gallery.expect([first, second])
+    alone = gallery.similarity(third, third[0])
+    gallery.expect([first, second])
+    found = gallery.shared({"x": (second, None)})["x"]
+    assert calls == [3]
+    torch.testing.assert_close(found, Gallery(gallery.kinds).similarity(second))
+    torch.testing.assert_close(alone, Gallery(gallery.kinds).similarity(third, third[0]))
+    alone.zero_()  # the caller's own
+    assert gallery.similarity(third, third[0]).any()

@@ -206,6 +206,17 @@ def test_pictures_are_small_and_of_the_gallery(server, given):
             assert max(Image.open(io.BytesIO(content)).size) <= side
 
 
+def test_a_turned_photograph_is_shown_as_it_is_encoded(server):
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[274] = 6  # to be turned right
+    Image.new("RGB", (300, 200), "red").save(file, "JPEG", exif=exif)
+    key = server.json("/api/image", "POST", file.getvalue())["key"]
+    sizes = [
+        Image.open(io.BytesIO(server.ask(f"/{size}/{key}")[2])).size for size in ("thumb", "image")
+    ]
+    assert sizes == [(171, 256), (200, 300)]
+
+
 def test_the_command_is_shown_without_the_places_of_this_machine(server, world, given):
     query = urlencode({"image": given, "text": "at night", "method": "sum"})
     found = server.json(f"/api/command?{query}", "POST")
@@ -396,6 +407,58 @@ def test_broken_connections_leave_the_server_at_work(server):
     assert server.ask("/api/state")[0] == 200
 
 
+def raw_answer(server: Server, request: bytes) -> bytes:
+    """What comes back for bytes as they are, "" where the connection is closed."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(request)
+        with contextlib.suppress(ConnectionResetError):
+            return connection.recv(1 << 16)
+    return b""
+
+
+RAW = {
+    "a websocket": b"GET /api/state HTTP/1.1\r\nHOST\r\nCOOKIE\r\nConnection: Upgrade\r\n"
+    b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAA\r\n\r\n",
+    "huge headers": b"GET / HTTP/1.1\r\nHOST\r\nX: " + b"x" * 200_000 + b"\r\n\r\n",
+    "a chunk of no length": b"POST /api/image HTTP/1.1\r\nHOST\r\nCOOKIE\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\nzz\r\nx\r\n0\r\n\r\n",
+    "two lengths": b"POST /api/image HTTP/1.1\r\nHOST\r\nCOOKIE\r\nContent-Length: 1\r\n"
+    b"Content-Length: 2\r\n\r\nxx",
+    "a negative length": b"POST /api/image HTTP/1.1\r\nHOST\r\nCOOKIE\r\n"
+    b"Content-Length: -5\r\n\r\n",
+    "two hosts": b"GET /api/state HTTP/1.1\r\nHOST\r\nHost: evil.example\r\nCOOKIE\r\n\r\n",
+    "another's address": b"GET http://evil.example/api/state HTTP/1.1\r\nHOST\r\n\r\n",
+    "another version": b"GET / HTTP/9.9\r\nHOST\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_what_is_no_request_of_a_page_is_refused(server, kind):
+    host, cookie = f"Host: 127.0.0.1:{server.port}", f"Cookie: {server.cookie}"
+    request = RAW[kind].replace(b"HOST", host.encode()).replace(b"COOKIE", cookie.encode())
+    answer = raw_answer(server, request)
+    status = answer[9:12]
+    if kind == "a websocket":  # it is an ordinary request here
+        assert (status, b"Upgrade:" in answer) == (b"200", False)
+    else:
+        assert not answer or status[:1] == b"4", answer
+    assert server.ask("/api/state")[0] == 200
+
+
+def test_bodies_that_never_end_keep_nobody_waiting(server):
+    head = b"POST /api/image HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nCookie: %s\r\n"
+    start = head % (server.port, server.cookie.encode()) + b"Content-Length: 99\r\n\r\nx"
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            stack.enter_context(connection).sendall(start)
+        began = time.monotonic()
+        assert server.ask("/api/state")[0] == 200
+        assert time.monotonic() - began < 5
+    assert server.ask("/api/state")[0] == 200
+    assert not any("Traceback" in line for line in server.said)
+
+
 def test_a_restart_keeps_the_address_and_the_images(world, server, given):
     """The token is the gallery's; an image that was brought is encoded again."""
     expected = rank(server, image=given, text="at night")["columns"]["composed"]
@@ -443,6 +506,8 @@ def test_a_data_set_lists_its_queries_and_ranks_with_their_inputs(world):
         (["--dataset", "shots", "--batch", "3"], "--batch has no effect with --dataset"),
         (["--demo", "--backbone", "clip"], "--demo has a backbone of its own"),
         (["photos", "--port", "99999"], "a port is from 0"),
+        (["photos", "--host", ""], "--host is empty"),
+        (["photos", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: Cannot assign"),
         (["photos", "--nonsense"], "--help lists all flags"),
     ],
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import sys
@@ -22,10 +23,12 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")  # as search.py has it
 
 import torch
 
 from live.answers import describe_ranked
+from live.gallery import LiveRows
 from live.searcher import Searcher
 from utils import UserError, write_csv, write_json
 from utils_backbones import Places, backbone_folder
@@ -34,6 +37,7 @@ from utils_storage import Features, MappedRows
 from utils_task import Images, QueryTable, RowSets, Task, View, whole_gallery
 
 DIM, RUNS, BACKBONE = 768, 9, "clip"
+products: list[float] = []  # seconds of each product of the latest question
 CHUNK = 50_000
 CORPORA = {"generic_subjects": 1803, "generic_styles": 1000}
 
@@ -59,6 +63,19 @@ def make_files(folder: Path, rows: int, dtype: str) -> Path:
     return file
 
 
+def time_products() -> None:
+    """Have the time of every product noted."""
+    product = LiveRows.product
+
+    def timed(self: LiveRows, vectors: torch.Tensor) -> torch.Tensor:
+        start = time.perf_counter()
+        found = product(self, vectors)
+        products.append(time.perf_counter() - start)
+        return found
+
+    LiveRows.product = timed
+
+
 def make_searcher(folder: Path, file: Path) -> Searcher:
     rows = MappedRows(file)
     task = Task(
@@ -79,14 +96,18 @@ def make_searcher(folder: Path, file: Path) -> Searcher:
 
 
 def ask(searcher: Searcher, row: int, text: str, method: str, given: dict) -> dict[str, float]:
-    """Milliseconds of one question, by part."""
+    """Milliseconds of one question, by part; of "method" and "columns" without their products."""
+    products.clear()
     start = time.perf_counter()
     ranked = searcher.rank(searcher.of_gallery(row), text, method, given, 60)
     middle = time.perf_counter()
     content = json.dumps(describe_ranked(searcher, ranked))
     end = time.perf_counter()
-    parts = {**ranked.seconds, "answer": end - middle, "all": end - start}
-    return {name: 1000 * value for name, value in parts.items()} | {"kB": len(content) / 1000}
+    spent = {"products": sum(products), "answer": end - middle, "all": end - start}
+    parts = {**ranked.seconds, **spent}
+    parts["method"] -= spent["products"]
+    parts = {name: 1000 * value for name, value in parts.items()}
+    return parts | {"passes": len(products), "kB": len(content) / 1000}
 
 
 def measure(name: str, times: list[dict[str, float]]) -> None:
@@ -104,22 +125,27 @@ def main() -> None:
     file = make_files(args.folder, args.rows, args.dtype)
     if args.make:
         return
+    time_products()
     searcher, draw = make_searcher(args.folder, file), np.random.default_rng(1)
     for number in range(4 * RUNS):
         vector = draw.standard_normal(DIM, np.float32)
         searcher._texts.get_or(f"text {number}", partial(np.asarray, vector))
     print(f"{args.rows:,} rows of {args.dtype}, {torch.get_num_threads()} threads, milliseconds")
-    for first, method in enumerate(("sum", "basic")):
-        ask(searcher, 0, "text 0", method, {})  # assets are read once
-        new = [ask(searcher, n, f"text {2 * RUNS * first + n}", method, {}) for n in range(RUNS)]
-        measure(f"{method}: a new query", new)
-        typed = [
-            ask(searcher, 1, f"text {2 * RUNS * first + RUNS + n}", method, {}) for n in range(RUNS)
-        ]
-        measure(f"{method}: a new text", typed)
-        knob = {"sum": "fusion_weight", "basic": "harris_lambda"}[method]
-        moved = [ask(searcher, 1, "text 1", method, {knob: n / 50}) for n in range(1, RUNS + 1)]
-        measure(f"{method}: {knob}", moved[1:])
+    for method, knob in (("sum", "fusion_weight"), ("basic", "harris_lambda")):
+        changes = {
+            "a new query": lambda n: (n, f"text {n}", {}),
+            "a new text": lambda n: (1, f"text {RUNS + n}", {}),
+            "a new image": lambda n: (RUNS + n, "text 0", {}),
+            knob: lambda n, knob=knob: (1, "text 0", {knob: n / 50}),
+        }
+        for name, change in changes.items():
+            searcher.gallery._kept.clear()
+            searcher.gallery._nearest.clear()
+            row, text, given = change(0)  # assets are read, what is kept is there
+            ask(searcher, row, text, method, given)
+            asked = (change(number) for number in range(1, RUNS + 1))
+            found = [ask(searcher, row, text, method, given) for row, text, given in asked]
+            measure(f"{method}: {name}", found)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     status = Path("/proc/self/status").read_text()
     own = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
