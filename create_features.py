@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from composed import Options as SystemOptions
     from extraction.encoding import Clock
     from extraction.job import Job, Work
-    from utils_ranks import Ranks
 
 # What inputs may be told, and what is given for it.
 OPTIONS = {"phi": "FILE", "captions": "DIR", "prompt": "TEXT"}
@@ -181,13 +180,14 @@ def extract(args: argparse.Namespace) -> None:
     if args.inputs and ranks.world > 1:
         raise UserError(f"--inputs {args.inputs} is the work of one process: leave torchrun")
     with doing("") if ranks.rank else contextlib.nullcontext():
-        _extract(args, ranks)
+        _extract(args)
 
 
-def _extract(args: argparse.Namespace, ranks: Ranks) -> None:
+def _extract(args: argparse.Namespace) -> None:
     with doing("loading PyTorch", at_once=True):
         from extraction.encoding import Settings
         from extraction.job import make_features
+        from utils_ranks import joined_ranks
 
     with doing(f"reading {args.dataset}"):
         works = WORKS[args.kind](args)  # user errors first: loading a model takes seconds
@@ -206,22 +206,23 @@ def _extract(args: argparse.Namespace, ranks: Ranks) -> None:
         workers=_count_workers() if args.workers is None else args.workers,
         skip_bad=args.on_bad_image == "skip",
         overwrite=args.overwrite,
-        timeout=args.rank_timeout,
         patience=args.worker_timeout,
         system=_system_options(args) if args.system else None,
     )
     base = replace(settings, overwrite=settings.overwrite and not args.inputs)
-    for job, clock in make_features(works, base, args.gpu):
-        if clock:
-            print_summary(job, clock)
-    if args.format == "pkl" and ranks.rank == 0:
-        with doing("writing the reference's files"):
-            paths = [path for work in works for path in work.export()]
-        print("the reference's files:", *paths)
-    if args.inputs:
-        for job, clock in make_features([_input(args, works[-1])], settings, args.gpu):
+    with joined_ranks(args.rank_timeout) as group:
+        for job, clock in make_features(works, base, args.gpu, group):
             if clock:
                 print_summary(job, clock)
+        if args.format == "pkl" and group.ranks.rank == 0:
+            with doing("writing the reference's files"):
+                paths = [path for work in works for path in work.export()]
+            print("the reference's files:", *paths)
+        if args.inputs:
+            inputs = [_input(args, works[-1])]
+            for job, clock in make_features(inputs, settings, args.gpu, group):
+                if clock:
+                    print_summary(job, clock)
 
 
 def _composed(args: argparse.Namespace, works: list[Work]) -> list[Work]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils import UserError, not_negative, positive, refuse_idle
+from utils_ranks import TIMEOUT
 
 if TYPE_CHECKING:
     from distractors.running import Added
@@ -42,7 +43,6 @@ FLAGS = {
         "help": "seconds that a rank of torchrun waits for the others (default: 1800)",
     },
 }
-RANK_TIMEOUT = 1800.0
 IDLE = ("top_k", "report", "export", "external")  # of rankings, in which distractors have no image
 
 
@@ -54,7 +54,7 @@ class Asked:
     limits: tuple[int, ...] = ()
     neighbours: str = "all"
     fresh: bool = False
-    timeout: float = RANK_TIMEOUT
+    timeout: float = TIMEOUT
 
 
 def asked_for(given: dict, one_number: bool) -> Asked | None:
@@ -75,7 +75,7 @@ def asked_for(given: dict, one_number: bool) -> Asked | None:
         limits,
         given["neighbours_from"] or "all",
         given["fresh"],
-        given["rank_timeout"] or RANK_TIMEOUT,
+        given["rank_timeout"] or TIMEOUT,
     )
 
 

@@ -7,9 +7,7 @@ that a row's arithmetic does not depend on who computes it, or when; the finishe
 together from the parts, and the manifest is written last.
 
     PARTS/run.json                     what may not change between two runs
-    PARTS/todo.json                    the units that this launch's ranks deal among themselves
     PARTS/STAGE/UNIT.npz               a finished unit; before it, for shards, UNIT+BATCH.npz
-    PARTS/ranks/RANK.json              signs of life of the ranks
 
     flags.py                           the flags of create_features.py
     dataset.py, labelled.py, assets.py     what a command makes: its stages, its finished files
@@ -17,6 +15,6 @@ together from the parts, and the manifest is written last.
     inputs.py, asked.py, words.py      what methods read beside; words that contextualise texts
     job.py                             a job's run: parts, ranks, an end
     stage.py, encoding.py              the three kinds of stage; batches through the model
-    reading.py, parts.py, ranks.py     images off the disk; parts on the disk; other processes
+    reading.py, parts.py               images off the disk; parts on the disk
     manifest.py, reference.py          what vouches for features; the reference's pickles
 """

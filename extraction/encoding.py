@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from composed import Options
     from extraction.stage import ImageStage, Stage
     from utils_features import Encoder
+    from utils_ranks import Group
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,8 @@ class Settings:
 
     backbone, precision, save_dtype: see the flags; batch: images or texts encoded at once;
     part_rows: images or texts a unit; workers: processes that read; skip_bad: leave out images
-    that cannot be read; timeout: seconds of silence after which another rank counts as dead;
-    patience: seconds without an image after which the workers count as stuck. system: what a system
-    of composed/ is told, None for a backbone of images and texts.
+    that cannot be read; patience: seconds without an image after which the workers count as stuck.
+    system: what a system of composed/ is told, None for a backbone of images and texts.
     """
 
     backbone: str
@@ -41,7 +41,6 @@ class Settings:
     workers: int
     skip_bad: bool
     overwrite: bool
-    timeout: float
     patience: float = 600
     system: Options | None = None
 
@@ -75,12 +74,18 @@ class Run:
     parts: Parts
     settings: Settings
     clock: Clock
-    quiet: bool = False  # no progress bar: every rank but the first
-    alone: bool = True  # the only rank
+    group: Group
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only rank."""
+        return self.group.ranks.world == 1
 
     def bar(self, stage: Stage, total: int | None, unit: str) -> tqdm:
-        disable = self.quiet or None  # None: where stderr is no terminal
-        return tqdm(total=total, desc=stage.name, unit=unit, disable=disable)
+        """A progress bar of the first rank, of about its share of what all have to do."""
+        disable = self.group.ranks.rank > 0 or None  # None: where stderr is no terminal
+        share = total and total // self.group.ranks.world
+        return tqdm(total=share, desc=stage.name, unit=unit, disable=disable)
 
     def save(self, stage: Stage, name: str, part: Part) -> None:
         with self.clock.measure("writing"):

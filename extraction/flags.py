@@ -10,6 +10,7 @@ from benchmarks import list_benchmarks
 from methods import list_inputs
 from utils import not_negative, positive
 from utils_backbones import PIXELS, PRECISIONS, PREPROCESSES
+from utils_ranks import TIMEOUT
 
 # What --dataset stands for; any other value is a data set, by name or path.
 KINDS = ("corpus", "mean", "synthetic")
@@ -215,10 +216,10 @@ def _how() -> dict[str, Flag]:
             action="store_true",
         ),
         "rank_timeout": flag(
-            "seconds of silence after which another rank counts as dead (default: 60; at the "
-            "start, while models are loaded, five times as long)",
+            "seconds that a rank waits for the others, more than any part or shard takes (default: "
+            "1800)",
             ENCODE,
-            60,
+            TIMEOUT,
             **SECONDS,
         ),
         "worker_timeout": flag(

@@ -16,18 +16,17 @@ import torch
 from extraction.encoding import Clock, Run, Settings
 from extraction.manifest import UNSAID
 from extraction.parts import Parts, drop_parts
-from extraction.ranks import Beat, Watch, wait_for
 from extraction.stage import Stage, Summary
 from utils import UserError, held, naming, read_json, say, select_device, write_json
 from utils_features import load_encoder
-from utils_ranks import Ranks, device_index, find_ranks
+from utils_ranks import Group, device_index
 from utils_signs import doing
 
 if TYPE_CHECKING:
     from utils_features import Encoder
 
-# Files of a folder of parts that starting afresh leaves: other processes are using them.
-KEPT = ("lock", "ranks")
+LOCK = "lock"  # of a folder of parts, which starting afresh leaves
+ALONE = Group()
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Work(Protocol):
 
 
 def make_features(
-    works: Sequence[Work], settings: Settings, gpu: int
+    works: Sequence[Work], settings: Settings, gpu: int, group: Group
 ) -> Iterator[tuple[Job, Clock | None]]:
     """Load the model and make what the works say, one after the other, as one of the ranks.
 
@@ -62,14 +61,13 @@ def make_features(
     nothing to do, or on another rank than the first.
     Raises UserError, with everything done so far safe on disk.
     """
-    ranks = find_ranks(os.environ)
-    device = select_device(device_index(gpu, ranks))
+    device = select_device(device_index(gpu, group.ranks))
     with in_plain_words(), doing(f"loading {settings.backbone}", at_once=True):
         encoder = _load(settings, device)
     for work in works:
         with doing("looking at what there is"):
             job = work.plan(settings, encoder)
-        yield job, run_job(job, encoder, settings, ranks) if job.stages else None
+        yield job, run_job(job, encoder, settings, group) if job.stages else None
 
 
 def _load(settings: Settings, device: torch.device) -> Encoder:
@@ -80,50 +78,26 @@ def _load(settings: Settings, device: torch.device) -> Encoder:
     return load_composed(settings.backbone, settings.system, device, settings.precision)
 
 
-def run_job(job: Job, encoder: Encoder, settings: Settings, ranks: Ranks) -> Clock | None:
-    """Do this rank's share of a job; rank 0 puts the parts together and gives its times.
+def run_job(job: Job, encoder: Encoder, settings: Settings, group: Group = ALONE) -> Clock | None:
+    """Do this rank's share of a job; the first rank puts the parts together and gives its times.
 
+    No rank goes on before the files are finished: another work may read them.
     Raises UserError, with everything done so far safe on disk.
     """
-    run = Run(encoder, job.parts, settings, Clock(), quiet=ranks.rank > 0, alone=ranks.world == 1)
-    with in_plain_words(), naming(job.parts.folder):
-        if ranks.world > 1:
-            return _run_among_ranks(job, run, ranks)
-        with held(job.parts.folder / "lock", "another run is at work on these features"):
-            _prepare(job, settings)
-            _encode_share(job, run, ranks)
+    run, first = Run(encoder, job.parts, settings, Clock(), group), group.ranks.rank == 0
+    lock = held(job.parts.folder / LOCK, "another run is at work on these features")
+    with in_plain_words(), naming(job.parts.folder), lock if first else contextlib.nullcontext():
+        missing = group.gather(_prepare(job, settings) if first else None)[0]
+        for stage in job.stages:
+            names = missing[stage.name]
+            if units := [unit for unit in stage.units if unit.name in names]:
+                stage.encode(units, run)
+        with doing("waiting for the other ranks"):
+            group.gather("encoded")
+        if first:
             _finish(job, settings, run.clock)
-        return run.clock
-
-
-def _run_among_ranks(job: Job, run: Run, ranks: Ranks) -> Clock | None:
-    """One of several ranks' share: rank 0 prepares, all encode, rank 0 waits and finishes."""
-    folder, settings = job.parts.folder / "ranks", run.settings
-    others = [0] if ranks.rank else range(1, ranks.world)
-    lock = held(job.parts.folder / "lock", "another run is at work on these features")
-    # Rank 0 shows no sign before it has the lock: another launch's would be taken for it.
-    with contextlib.nullcontext() if ranks.rank else lock:
-        watches = [Watch(folder, rank, settings.timeout) for rank in others]
-        beat = Beat(folder, ranks.rank)
-        try:
-            if ranks.rank:
-                wait_for(watches, ("ready", "encoded"))
-                _encode_share(job, run, ranks)
-                beat.say("encoded")
-                return None
-            _prepare(job, settings)
-            beat.say("ready")
-            _encode_share(job, run, ranks)
-            wait_for(watches, ("encoded",))
-            beat.say("encoded")
-            beat.stop()
-            _finish(job, settings, run.clock)
-            return run.clock
-        except BaseException as error:
-            beat.say("failed", str(error) or type(error).__name__)
-            raise
-        finally:
-            beat.stop()
+        group.gather("finished")
+    return run.clock if first else None
 
 
 @contextlib.contextmanager
@@ -153,14 +127,17 @@ def in_plain_words() -> Iterator[None]:
         ) from error
 
 
-def _prepare(job: Job, settings: Settings) -> None:
-    """Check the parts there are, note what this run may not change, and list what is to do."""
+def _prepare(job: Job, settings: Settings) -> dict[str, set[str]]:
+    """Check the parts there are, and note what this run may not change; the units that are missing.
+
+    They are given by name, for every stage.
+    """
     folder = job.parts.folder
     if settings.overwrite:
         for path in job.outputs:
             path.unlink(missing_ok=True)
         for name in os.listdir(folder):
-            if name not in KEPT:
+            if name != LOCK:
                 _remove(folder / name)
     before = read_json(folder / "run.json") if (folder / "run.json").exists() else {"stages": {}}
     stages = {stage.name: stage.fingerprint for stage in job.stages}
@@ -171,8 +148,7 @@ def _prepare(job: Job, settings: Settings) -> None:
             _refuse_change(folder, before["stages"][stage.name], stage.fingerprint)
             _drop_changed(job.parts, stage, before["stages"][stage.name].get("shards", {}))
     write_json(folder / "run.json", {"identity": job.identity, "stages": before["stages"] | stages})
-    todo = {stage.name: [u.name for u in job.parts.missing(stage)] for stage in job.stages}
-    write_json(folder / "todo.json", todo)
+    return {stage.name: {unit.name for unit in job.parts.missing(stage)} for stage in job.stages}
 
 
 def _remove(path: Path) -> None:
@@ -207,16 +183,6 @@ def _refuse_change(folder: Path, before: dict, now: dict) -> None:
             f"{folder} holds an unfinished run with another {key} ({old}, now {new}); continue "
             "it with what it was begun with, or start afresh with --overwrite"
         )
-
-
-def _encode_share(job: Job, run: Run, ranks: Ranks) -> None:
-    """Encode the units that fall to this rank: every world-th of those listed."""
-    todo = read_json(job.parts.folder / "todo.json")
-    for stage in job.stages:
-        names = set(todo[stage.name][ranks.rank :: ranks.world])
-        units = [unit for unit in stage.units if unit.name in names]
-        if units:
-            stage.encode(units, run)
 
 
 def _finish(job: Job, settings: Settings, clock: Clock) -> None:

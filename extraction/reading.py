@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from extraction.parts import Unit
 
 IMAGES_AT_ONCE = 32  # images that a worker hands over together, whatever the batch size
+SECONDS_BETWEEN_LOOKS = 0.1  # of a worker that waits for a unit
 CHUNKS_AHEAD = 4  # that each worker reads before they are asked for
 SEMAPHORES_EACH = 3  # of a queue
 SEMAPHORES_SHARED = 12  # of the queue of results and the events, and some to spare
@@ -42,10 +43,11 @@ class Chunk:
     where there is no shared memory for a tensor; a list where they are left as images.
 
     batch: the number of their batch in the unit; full: that batch ends here; last: the unit does.
-    odd, covered, unmatched: see Part. error: a reason to stop.
+    odd, covered, unmatched: see Part. error: a reason to stop. idle: the number of a worker that
+    waits for a unit to read next; without a unit a chunk says only that.
     """
 
-    unit: Unit
+    unit: Unit | None
     batch: int = 0
     ids: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
@@ -57,6 +59,7 @@ class Chunk:
     covered: list[int] = field(default_factory=list)
     unmatched: int = 0
     error: str | None = None
+    idle: int | None = None
 
     def add(self, item: int, name: str, read: Callable, preprocess: Callable) -> None:
         """Read and preprocess one image, or note why it cannot be. read: see read_pixels."""
@@ -225,7 +228,7 @@ class FileOrders:
     """
 
     def __init__(
-        self, items: Sequence[str], boxes: np.ndarray | None, units: list[Unit], batch: int
+        self, items: Sequence[str], boxes: np.ndarray | None, units: Iterable[Unit], batch: int
     ):
         self.items, self.boxes, self.units, self.batch = items, boxes, units, batch
 
@@ -380,8 +383,26 @@ def _suffix(member: str) -> str:
     return member.rpartition(".")[2]
 
 
+class Orders:
+    """Numbers of units on their way to the workers: the next one to each that is idle."""
+
+    def __init__(self, numbers: Iterator[int], workers: int):
+        self._numbers = numbers
+        self.inboxes, self._outboxes = zip(
+            *(multiprocessing.Pipe(duplex=False) for _ in range(max(1, workers))), strict=True
+        )
+
+    def answer(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """The chunks of units; a worker that is idle is sent a number, or None if there is none."""
+        for chunk in chunks:
+            if chunk.idle is not None:
+                self._outboxes[chunk.idle].send(next(self._numbers, None))
+            if chunk.unit:
+                yield chunk
+
+
 class ShardChunks(IterableDataset):
-    """Reads shards, each worker a unit of its own.
+    """Reads shards, each worker one unit after the other, as they are ordered.
 
     A unit's distinct images are numbered as they come and cut into batches; those in `done`
     (unit name -> batch numbers) are passed over undecoded. viewed: see read_pixels.
@@ -390,24 +411,35 @@ class ShardChunks(IterableDataset):
     def __init__(
         self,
         units: list[Unit],
+        orders: Orders,
         samples: SampleIndex | EverySample,
         preprocess: Callable,
         batch: int,
         done: dict[str, set[int]],
         viewed: bool = False,
     ):
-        self.units, self.samples, self.preprocess = units, samples, preprocess
+        self.units, self.inboxes = units, orders.inboxes
+        self.samples, self.preprocess = samples, preprocess
         self.batch, self.done, self.viewed = batch, done, viewed
 
     def __iter__(self) -> Iterator[Chunk]:
         worker = torch.utils.data.get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for unit in self.units[first::step]:
+        number = worker.id if worker else 0
+        yield Chunk(None, idle=number)
+        while (order := (yield from self._wait(number))) is not None:
+            unit = self.units[order]
             try:
                 yield from self._read(unit)
             except UserError as error:
                 yield Chunk(unit, error=str(error))
                 return
+            yield Chunk(None, idle=number)
+
+    def _wait(self, number: int) -> Generator[Chunk, None, int | None]:
+        """The next order. Empty chunks meanwhile: the loader may want this worker no more."""
+        while not self.inboxes[number].poll(SECONDS_BETWEEN_LOOKS):
+            yield Chunk(None)
+        return self.inboxes[number].recv()
 
     def _read(self, unit: Unit) -> Iterator[Chunk]:
         done = self.done.get(unit.name, set())

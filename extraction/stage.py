@@ -16,6 +16,7 @@ from extraction.reading import (
     FileChunks,
     FileImages,
     FileOrders,
+    Orders,
     SampleIndex,
     ShardChunks,
     load_chunks,
@@ -206,7 +207,7 @@ class Stage:
         return list(self.columns or [self.name])
 
     def encode(self, units: list[Unit], run: Run) -> None:
-        """Encode these units and write their parts."""
+        """Encode those of the units that the ranks deal to this one, and write their parts."""
         raise NotImplementedError
 
     def sum_up(self, parts: Parts, skip_bad: bool) -> Summary:
@@ -267,8 +268,9 @@ class FileStage(ImageStage):
 
     def encode(self, units: list[Unit], run: Run) -> None:
         dataset = FileChunks(self.images, self.preprocess(run.encoder))
-        orders = FileOrders(self.rows.items, self.boxes, units, run.settings.batch)
         settings = run.settings
+        dealt = (units[number] for number in run.group.deal(len(units)))
+        orders = FileOrders(self.rows.items, self.boxes, dealt, settings.batch)
         chunks = load_chunks(dataset, settings.workers, settings.patience, sampler=orders)
         total = sum(unit.stop - unit.start for unit in units)
         for _ in ImageBatches(self, run).encode(chunks, total):
@@ -300,8 +302,9 @@ class ShardStage(ImageStage):
         workers = min(run.settings.workers, len(units))
         done = self._batches_done(run.parts)
         preprocess, batch = self.preprocess(run.encoder), run.settings.batch
-        dataset = ShardChunks(units, self.samples, preprocess, batch, done, self.viewed)
-        chunks = load_chunks(dataset, workers, run.settings.patience)
+        orders = Orders(run.group.deal(len(units)), workers)
+        dataset = ShardChunks(units, orders, self.samples, preprocess, batch, done, self.viewed)
+        chunks = orders.answer(load_chunks(dataset, workers, run.settings.patience))
         batches, covered = ImageBatches(self, run), np.zeros(len(self.rows), bool)
         for chunk in batches.encode(chunks, self._count(units)):
             covered[chunk.covered] = True
@@ -338,7 +341,7 @@ class TextStage(Stage):
 
     def encode(self, units: list[Unit], run: Run) -> None:
         with run.bar(self, sum(unit.stop - unit.start for unit in units), "text") as bar:
-            for unit in units:
+            for unit in (units[number] for number in run.group.deal(len(units))):
                 texts, batch = self.rows.items[unit.start : unit.stop], run.settings.batch
                 with run.clock.measure("encoding"):
                     if self.words:

@@ -21,7 +21,6 @@ from utils_backbones import Places, backbone_entry, backbone_folder
 from utils_datasets import Dataset, ImageStore
 from utils_features import load_encoder
 from utils_pixels import decode_image
-from utils_ranks import Ranks
 from utils_storage import Features, MappedRows, load_features
 from utils_task import Images, QueryTable, RowSets, Task, View, whole_gallery
 
@@ -78,7 +77,7 @@ def open_folder(
     load = cache(partial(load_encoder, backbone, device, precision))
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     settings = Settings(
-        *(backbone, precision, save_dtype, batch, PART_ROWS, workers), True, overwrite, timeout=60
+        *(backbone, precision, save_dtype, batch, PART_ROWS, workers), True, overwrite
     )
     name = name_of(root)
     folder = where.features / backbone_folder(backbone) / name
@@ -119,7 +118,7 @@ def _encode_corpora(
     say(f"encoding the text corpora of {corpora}: {', '.join(names)}")
     job = read_corpora(corpora, features).plan(settings, load())
     if job.stages:
-        run_job(job, load(), settings, Ranks())
+        run_job(job, load(), settings)
 
 
 def open_dataset(dataset: str, backbone: str = "clip", where: Where | None = None) -> Searcher:

@@ -298,13 +298,12 @@ def _say_state(root: Path, stored: Stored, seen: Seen, say: Callable[[str], None
 def _run_round(own: Round, settings: Settings, load: Callable[[], Encoder]) -> None:
     """Encode what is new, and publish; with nothing to encode, no model is loaded."""
     from extraction.job import run_job
-    from utils_ranks import Ranks
 
     if own.new:
         _write_photos(own.folder / ".parts" / ROUND, own.photos)
         encoder = load()
         _check_model(own, encoder)
-        run_job(own.plan(settings, encoder), encoder, settings, Ranks())
+        run_job(own.plan(settings, encoder), encoder, settings)
     else:
         own.publish(own.stored.manifest, None)
 

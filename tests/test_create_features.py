@@ -352,7 +352,7 @@ def test_a_row_number_is_a_line_of_the_file(tmp_path, small_clip, monkeypatch, c
 
 def test_corpora_may_have_any_name(tmp_path, small_clip, monkeypatch):
     """Also those of the files that a run keeps for itself; continued, and started afresh."""
-    names = ("lock", "ranks", "run.json", "todo.json", "finished")
+    names = ("lock", "run.json", "finished")
     for name in names:
         write_rows(tmp_path / "corpora" / f"{name}.csv", [(f"{name} one",), ("two",)])
     monkeypatch.chdir(tmp_path)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import csv
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from distractor_world import make_rows, write_pool
 from native import world_arguments, write_native_world
+from rank_processes import end_stopped, ended, start, start_ranks
 
 import distractors.pool
 import run_retrieval
 from utils import UserError
 from utils_storage import load_features
 
-ROOT = Path(__file__).resolve().parents[1]
+RETRIEVAL = "run_retrieval.py"
+KILLED = "tests/killed_counts.py"
 ROWS = 600
 FILES = 7
 BASIC = ("--method", "basic", "--use_preset")
@@ -46,35 +45,6 @@ def among(world: Path, results: Path, *flags: str) -> list[str]:
     return arguments(world, results, *flags, "--distractors", str(world / "pool"))
 
 
-def start(command: list[str], program: str = "run_retrieval.py", **environment: str):
-    return subprocess.Popen(
-        [sys.executable, program, *command],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def start_ranks(command: list[str], count: int, program: str = "run_retrieval.py", **more: str):
-    """The processes that torchrun would start, on a free port."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    places = {"WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": port, **more}
-    return [
-        start(command, program, RANK=str(rank), LOCAL_RANK=str(rank), **places)
-        for rank in range(count)
-    ]
-
-
-def ended(processes) -> list[tuple[int, str]]:
-    """Exit status and stderr of each."""
-    said = [process.communicate(timeout=240)[1] for process in processes]
-    return [(process.returncode, own) for process, own in zip(processes, said, strict=True)]
-
-
 def read_table(path: Path) -> list[dict[str, str]]:
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -99,7 +69,7 @@ def alone(world, tmp_path_factory):
     """The results of one process that nothing disturbs: a curve of three points."""
     results = tmp_path_factory.mktemp("alone")
     command = among(world, results, *BASIC, "--distractors_limit", "0", "250", str(ROWS))
-    (done,) = ended([start(command)])
+    (done,) = ended([start([RETRIEVAL, *command])])
     assert done[0] == 0, done[1]
     assert "nothing says by which model 7 of 7 files of distractors were made" in done[1]
     return results
@@ -121,7 +91,7 @@ def test_the_curve(world, alone, tmp_path):
 
 def test_three_ranks_give_the_same_tables(world, alone, tmp_path):
     command = among(world, tmp_path, *BASIC, "--distractors_limit", "0", "250", str(ROWS))
-    done = ended(start_ranks(command, 3))
+    done = ended(start_ranks([RETRIEVAL, *command], 3))
     assert [status for status, _ in done] == [0] * 3, done
     assert results_of(tmp_path) == results_of(alone)
     assert all(not said for _, said in done[1:])
@@ -130,37 +100,42 @@ def test_three_ranks_give_the_same_tables(world, alone, tmp_path):
 def test_killed_and_continued(world, alone, tmp_path):
     """By one process, then as two ranks of which one dies; two whole ones go on."""
     command = among(world, tmp_path, *BASIC, "--distractors_limit", "0", "250", str(ROWS))
-    killed = "tests/killed_counts.py"
-    ((status, _),) = ended([start(command, killed, KILLED_AT="3")])
+    killed = [KILLED, *command]
+    ((status, _),) = ended([start(killed, KILLED_AT="3")])
     assert status == -9
     assert len(list(tmp_path.rglob("*.npz"))) == 2
-    first, second = ended(start_ranks(command, 2, killed, KILLED_AT="3"))
+    first, second = ended(start_ranks(killed, 2, KILLED_AT="1", LOST=str(tmp_path / "lost")))
     assert (first[0], second[0]) == (2, -9)
     assert first[1].count("error:") == 1
-    assert "the ranks lost each other" in first[1]
+    assert "rank 1 has ended" in first[1]
     assert "the same command continues" in first[1]
-    done = ended(start_ranks(command, 2))
+    done = ended(start_ranks([RETRIEVAL, *command], 2))
     assert [status for status, _ in done] == [0, 0], done
     assert results_of(tmp_path) == results_of(alone)
 
 
-def test_a_rank_that_does_not_come_and_a_port_that_is_taken(world, tmp_path):
+def test_a_rank_that_is_stopped(world, tmp_path):
+    command = [KILLED, *among(world, tmp_path, "--method", "image", "--rank_timeout", "10")]
+    fate = {"KILLED_AT": "1", "LOST": str(tmp_path / "lost"), "SIGNAL": "SIGSTOP"}
+    first, second = start_ranks(command, 2, **fate)
+    ((status, said),) = ended([first])
+    end_stopped(second)
+    assert status == 2
+    assert "error: rank 1 did not come within 10 s (see --rank_timeout)" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_a_rank_that_does_not_come(world, tmp_path):
     command = among(world, tmp_path, "--method", "image", "--rank_timeout", "2")
     places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-    with socket.socket() as taken:
-        taken.bind(("localhost", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        lonely = start(command, **places, MASTER_PORT=port)
-        nowhere = start(command, **places)
-        ((status, said), (other, missing)) = ended([lonely, nowhere])
-    assert (status, other) == (2, 2)
-    assert "MASTER_PORT is not set" in missing
-    assert "the ranks lost each other" in said
-    assert "Traceback" not in said + missing
-    ((status, said),) = ended([start(command, **places, MASTER_PORT=port)])
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    ((status, said),) = ended([start([RETRIEVAL, *command], **places, MASTER_PORT=port)])
     assert status == 2
-    assert "never came" in said
+    assert "error: 2 ranks did not meet at localhost:" in said
+    assert "Traceback" not in said
     assert not list(tmp_path.rglob("*.csv"))
 
 

@@ -29,18 +29,17 @@ from extraction_world import (
     write_rows,
 )
 from PIL import Image
+from rank_processes import SLURM, end_stopped, ended, start, start_ranks
 
 import create_features
 from extraction.encoding import Settings
 from extraction.job import Job, run_job
 from extraction.parts import Part, Parts, cut_ranges, write_array
-from extraction.ranks import Beat, Watch
 from extraction.reading import FileImages, index_samples
 from extraction.stage import FileStage, Rows, Stage
 from utils import UserError, held, locked
 from utils_features import Preprocess, load_encoder
 from utils_pixels import decode_image
-from utils_ranks import Ranks, find_ranks
 
 SMALL_PARTS = ("--part_rows", "8")
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
@@ -84,16 +83,6 @@ def count_parts(folder: Path) -> int:
     return len(list(folder.glob(".parts/*/[!.]*.npz")))
 
 
-def start(world: Path, command: list[str], **extra: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=world,
-        env=environment(**extra),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
 # ---------------------------------------------------------------------------------------------
 # Killed and continued
 # ---------------------------------------------------------------------------------------------
@@ -107,8 +96,8 @@ def test_killed_and_continued(world, small_clip, uninterrupted, source, workers)
     folder = output_folder(world, small_clip, features)
     safe = {}
     for count in (3, 12):
-        process = start(world, [str(KILLED_RUN), *options], KILLED_AT=str(count))
-        assert process.wait(timeout=240) == -signal.SIGKILL
+        ((status, _),) = ended([start([str(KILLED_RUN), *options], world, KILLED_AT=str(count))])
+        assert status == -signal.SIGKILL
         assert not (folder / "manifest.json").exists()
         parts = {p: p.stat().st_mtime_ns for p in folder.glob(".parts/*/[!.]*.npz")}
         assert len(parts) == len(safe) + count - 1
@@ -165,69 +154,36 @@ def _file(data: bytes):
 # ---------------------------------------------------------------------------------------------
 
 
-def test_two_ranks_one_killed(world, small_clip, uninterrupted):
+def test_a_rank_that_dies_is_started_again(world, small_clip, uninterrupted, tmp_path):
+    """By torchrun, of shards that workers read; the first rank waits for the second to die."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    flags = (*SMALL_PARTS, "--icir_source", "wds", "--features_dir", "ranks", "--workers", "0")
+    flags = (*SMALL_PARTS, "--icir_source", "wds", "--features_dir", "ranks", "--workers", "2")
+    _, *options = arguments(small_clip, *flags)
+    command = [*launcher, "--max-restarts", "1", str(KILLED_RUN), *options]
+    lost = tmp_path / "lost"
+    ((status, said),) = ended([start(command, world, KILLED_AT="2", LOST=str(lost))])
+    assert status == 0, said
+    assert lost.exists()
+    assert native_bytes(output_folder(world, small_clip, "ranks")) == uninterrupted["wds"]
+
+
+def test_a_rank_that_is_stopped(world, small_clip, uninterrupted, tmp_path):
+    """As srun starts them; one process continues what the two began."""
+    flags = (*SMALL_PARTS, "--features_dir", "step", "--workers", "0", "--rank_timeout", "10")
     command, *options = arguments(small_clip, *flags)
-    folder = output_folder(world, small_clip, "ranks")
-    process = start(world, [*launcher, str(KILLED_RUN), *options], KILLED_AT="3")
-    assert process.wait(timeout=240) == 1  # torchrun's own; rank 1 was killed
-    assert not (folder / "manifest.json").exists()
-    assert count_parts(folder) >= 2
-    process = start(world, [*launcher, command, *options])
-    assert process.wait(timeout=240) == 0
-    assert native_bytes(folder) == uninterrupted["wds"]
-
-
-def test_two_ranks_of_another_launcher(world, small_clip, uninterrupted):
-    """One rank alone gives up with one line; then two as srun starts them, and the same bytes."""
-    flags = (*SMALL_PARTS, "--features_dir", "step", "--workers", "2", "--rank_timeout", "2")
+    fate = {"KILLED_AT": "2", "LOST": str(tmp_path / "lost"), "SIGNAL": "SIGSTOP"}
+    first, second = start_ranks([str(KILLED_RUN), *options], 2, world, SLURM, **fate)
+    ((status, said),) = ended([first])
+    end_stopped(second)
+    assert status == 2
+    assert "error: rank 1 did not come within 10 s (see --rank_timeout)" in said
+    assert "Traceback" not in said
     folder = output_folder(world, small_clip, "step")
-    names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-    first = subprocess.run(
-        [sys.executable, *arguments(small_clip, *flags)],
-        cwd=world,
-        env=environment(**dict(zip(names, ("0", "2", "0"), strict=True))),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert first.returncode == 2
-    assert "error: rank 1 has shown no sign of life for 10 s" in first.stderr
-    assert count_parts(folder) > 0
-    flags = (*flags[:-1], "30")
-    ranks = [
-        start(
-            world,
-            arguments(small_clip, *flags),
-            **dict(zip(names, (str(rank), "2", str(rank)), strict=True)),
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=240) for process in ranks] == [0, 0]
+    assert sorted(os.listdir(folder)) == [".parts"]
+    assert count_parts(folder) > 2  # those of the other rank
+    ((status, said),) = ended([start([command, *options], world)])
+    assert status == 0, said
     assert native_bytes(folder) == uninterrupted["folder"]
-
-
-def test_launchers():
-    torch_names = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    assert find_ranks(torch_names) == Ranks(3, 8, 1)
-    step = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}
-    assert find_ranks(step) == Ranks(2, 4, 0)
-    assert find_ranks({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}) == Ranks()
-
-
-def test_signs_of_life(tmp_path):
-    Beat(tmp_path, 1).stop()  # an older launch's
-    watch = Watch(tmp_path, 1, timeout=60)
-    assert watch.look() == ""
-    beat = Beat(tmp_path, 1)
-    assert watch.look() == "preparing"
-    beat.say("ready")
-    assert watch.look() == "ready"
-    beat.say("failed", "q.jpg: not an image")
-    beat.stop()
-    with pytest.raises(UserError, match=r"rank 1 stopped: q\.jpg: not an image"):
-        watch.look()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -390,7 +346,6 @@ SETTINGS = Settings(
     workers=0,
     skip_bad=False,
     overwrite=False,
-    timeout=60.0,
 )
 
 
@@ -400,7 +355,7 @@ def test_features_that_are_not_finite(tmp_path):
         Image.new("RGB", (8, 8), (255, 255, 255) if i == 5 else (i, 0, 0)).save(path)
     job = make_job(tmp_path / "parts", paths, part_rows=4)
     with pytest.raises(UserError, match=r"5\.png' \(database_files\.csv, row 6\) are not finite"):
-        run_job(job, FakeEncoder(), SETTINGS, Ranks())
+        run_job(job, FakeEncoder(), SETTINGS)
     assert job.parts.names(job.stages[0]) == {"000000"}
 
 
@@ -421,7 +376,7 @@ def test_a_machine_at_its_limits(tmp_path, monkeypatch, error, words):
 
     monkeypatch.setattr(FakeEncoder, "encode_images", fail)
     with pytest.raises(UserError, match=words):
-        run_job(make_job(tmp_path / "parts", paths, 4), FakeEncoder(), SETTINGS, Ranks())
+        run_job(make_job(tmp_path / "parts", paths, 4), FakeEncoder(), SETTINGS)
 
 
 def test_two_runs_at_once(tmp_path):
@@ -438,9 +393,9 @@ def test_two_runs_at_once(tmp_path):
     with subprocess.Popen(command, cwd=root, env=environment(), stdout=subprocess.PIPE) as first:
         assert first.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match="another run is at work"):
-            run_job(job, FakeEncoder(), SETTINGS, Ranks())
+            run_job(job, FakeEncoder(), SETTINGS)
         first.kill()
-    run_job(job, FakeEncoder(), SETTINGS, Ranks())
+    run_job(job, FakeEncoder(), SETTINGS)
 
 
 def test_a_lock_is_not_kept_by_what_outlives_its_process(tmp_path):
@@ -494,7 +449,7 @@ def test_each_image_is_encoded_once(tmp_path, monkeypatch):
     def finish(_: dict) -> None:
         write_array(target, job.stages[0], job.parts, 3, np.arange(9) != 4)
 
-    run_job(make_job(tmp_path / "parts", paths, 2, finish), FakeEncoder(), SETTINGS, Ranks())
+    run_job(make_job(tmp_path / "parts", paths, 2, finish), FakeEncoder(), SETTINGS)
     assert sum(seen) == 3
     expected = np.array([80 * (i % 3) / 255 for i in range(9) if i != 4])
     np.testing.assert_allclose(np.load(target)[:, 0], expected, rtol=1e-6)
