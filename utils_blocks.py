@@ -169,7 +169,7 @@ def _cells(
             f"{task.name}: the {what} image {task.gallery.path[int(row[lost])]!r} of query "
             f"{task.queries.key[int(block.queries[query[lost]])]!r} is not in its gallery"
         )
-    return Cells(query[there], position[there])
+    return Cells(query, position) if there.all() else Cells(query[there], position[there])
 
 
 # ---------------------------------------------------------------------------------------------

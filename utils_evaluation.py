@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # (query, row) pairs of a block that are scored together: fits the caches; fills a GPU
 PAIRS_SCORED = {"cpu": 1 << 19, "cuda": 1 << 24}
-PAIRS_COMPARED = 1 << 24  # (image, row) pairs of one product,
+PAIRS_COMPARED = 1 << 23  # (image, row) pairs of one product,
 IMAGES_COMPARED = 64  # of at least so many images: products of fewer wait for memory
 PARTS = 4  # at least, for each thread
 SCORES_RANKED = 1 << 22  # of several runs, together

@@ -298,6 +298,8 @@ def _rising(ranks, query, queries):
     return np.sort(first + ranks) - first, np.arange(len(ranks)) - (np.cumsum(count) - count)[query]
 
 
+QUERIES_MEASURED = 1024  # at once: bounds the memory
+
 MEASURES = {
     "AP-T": average_precision_trapezoidal,
     "AP-S": average_precision_standard,
@@ -331,7 +333,13 @@ def measure(
     (Q,), how many rows were ranked. Raises UserError as parse_measure does.
     """
     value, k = parse_measure(name)
-    return value(ranks, query, n, N, k)
+    first = np.arange(0, max(1, len(n)), QUERIES_MEASURED)
+    start, stop = (np.searchsorted(query, first + more) for more in (0, QUERIES_MEASURED))
+    found = []
+    for i, own in zip(first, map(slice, start, stop), strict=True):
+        some = slice(i, i + QUERIES_MEASURED)
+        found.append(value(ranks[own], query[own] - i, n[some], N[some], k))
+    return np.concatenate(found)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -481,14 +489,15 @@ def breakdown(
     """
     inner = tuple(takewhile(lambda group: group.tag not in (rows, columns, None), groups))
     members = defaultdict(list)
-    for number, cells in enumerate(_cells(len(values), tags, rows, columns)):
-        for cell in cells:
-            members[cell].append(number)
+    for pair, some in _pairs(len(values), tags, rows, columns).items():
+        for cell in product(*map(_all_labels, pair)):
+            members[cell] += some
     if not members:
         raise UserError(f"no query has labels of both tags, {rows!r} and {columns!r}")
     names = [sorted(set(labels)) for labels in zip(*members, strict=True)]
     matrix = np.full([len(labels) + 1 for labels in names], np.nan)
     for (row, column), some in members.items():
+        some.sort()
         own_tags = {group.tag: [_labels(tags, group.tag)[i] for i in some] for group in inner}
         cell = names[0].index(row), names[1].index(column)
         matrix[cell] = reduce(values[some], inner, own_tags)
@@ -500,11 +509,13 @@ def breakdown(
     return [*names[0], AVERAGE], [*names[1], AVERAGE][shown], matrix[:, shown]
 
 
-def _cells(queries: int, tags: Mapping, rows: str, columns: str | None) -> Iterator[Iterator]:
-    """The (row, column) labels of every query."""
+def _pairs(queries: int, tags: Mapping, rows: str, columns: str | None) -> dict[tuple, list[int]]:
+    """The queries of every pair of what they have as tags of rows and columns."""
     of_columns = _labels(tags, columns) if columns else repeat(AVERAGE, queries)
-    for pair in zip(_labels(tags, rows), of_columns, strict=True):
-        yield product(*map(_all_labels, pair))
+    found = defaultdict(list)
+    for query, pair in enumerate(zip(_labels(tags, rows), of_columns, strict=True)):
+        found[pair].append(query)
+    return found
 
 
 def _mean_of_present(matrix: np.ndarray, axis: int) -> np.ndarray:

@@ -29,6 +29,7 @@ ZERO_EIGENVALUE = 1e-9  # of the largest in size; rounding makes about 1e-14 of 
 SYNTHETIC_ROWS_AT_ONCE = 4096
 PAIRS_HELD = 1 << 24  # similarities that are held together while the nearest rows are found
 PAIRS_WORTH_SHARING = 1 << 22  # of a product on a CPU, from which equal vectors are looked for
+ROWS_COMPARED = 1024  # by one product on a CPU, then: what comes of it stays in the caches
 BYTES_KEPT = 1 << 29  # of similarities, for queries that are scored a few at a time
 
 
@@ -246,7 +247,16 @@ class Rows:
 
     def product(self, vectors: Tensor) -> Tensor:
         """V X': (V, D) -> (V, N)."""
-        return (vectors @ self.raw.T).div_(self.length)
+        import torch
+
+        if vectors.is_cuda or len(vectors) * len(self.raw) < PAIRS_WORTH_SHARING:
+            return (vectors @ self.raw.T).div_(self.length)
+        found = vectors.new_empty(len(vectors), len(self.raw))
+        for first in range(0, len(self.raw), ROWS_COMPARED):
+            some = slice(first, first + ROWS_COMPARED)
+            product = self.raw[some] @ vectors.T
+            torch.div(product.T, self.length[some], out=found[:, some])
+        return found
 
     def weighted(self, weights: Tensor, rows: Tensor) -> Tensor:
         """Weighted sums of rows of X: weights, rows (Q, K) -> (Q, D)."""

@@ -74,9 +74,9 @@ class RowSets:
         """
         sizes = self.sizes(numbers)
         which = np.repeat(np.arange(len(numbers)), sizes)
-        first = np.cumsum(sizes) - sizes
-        within = np.arange(len(which)) - first[which]
-        return which, self.row[self.start[numbers[which]] + within]
+        place = np.repeat(self.start[numbers] - (np.cumsum(sizes) - sizes), sizes)
+        place += np.arange(len(place))
+        return which, self.row[place]
 
     def sizes(self, numbers: np.ndarray) -> np.ndarray:
         """How many rows each numbered set has, int64; 0 for NO_SET."""
