@@ -7,10 +7,13 @@ ROOT is {data_dir}/NAME, or any folder of one's own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import posixpath
 import re
 import tarfile
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +81,32 @@ def find_image(dataset: Dataset, image_path: str) -> Path:
 def relative_image_path(dataset: Dataset, image_path: str) -> str:
     """An annotated path without the leading folders of the data set, which any form may have."""
     return re.sub(rf"^(\./)?((data/)?{re.escape(dataset.name)}/)?", "", image_path)
+
+
+def find_spellings(paths: Sequence[str], dataset: Dataset) -> dict[str, str]:
+    """Paths -> the first one that names the same image, where that is another one.
+
+    Those that differ in the leading folders of the data set alone may be two files.
+    """
+    first: dict[tuple[str, Path | None], str] = {}
+    spelled: dict[str, str] = {}
+    alike: dict[str, list[str]] = {}
+    for path in dict.fromkeys(paths):
+        plain = posixpath.normpath(relative_image_path(dataset, path))
+        alike.setdefault(unicodedata.normalize("NFC", plain), []).append(path)
+    for plain, own in alike.items():
+        for path in own if len(own) > 1 else ():
+            known = first.setdefault((plain, _file_of(dataset, path)), path)
+            if known != path:
+                spelled[path] = known
+    return spelled
+
+
+def _file_of(dataset: Dataset, path: str) -> Path | None:
+    """The file of an image, None of one in shards or of none."""
+    with contextlib.suppress(FileNotFoundError):
+        return find_image(dataset, path).resolve()
+    return None
 
 
 def list_shards(dataset: Dataset, split: str, how_to_get: str = "") -> list[Path]:

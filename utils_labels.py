@@ -15,7 +15,7 @@ import pandas as pd
 
 from benchmarks import Found, find_dataset, icir
 from utils import UserError, sha256_file
-from utils_datasets import SPLITS
+from utils_datasets import SPLITS, Dataset
 from utils_storage import ArrayRows, Features, MappedRows
 from utils_task import Task, without_images
 
@@ -147,7 +147,41 @@ def _without_inputs(features: Features, files: dict, split: str) -> dict:
 def _relabel_rows(features: Features, found: Found) -> Features:
     source = "wds" if (found.root / "webdataset").is_dir() else "folder"
     now = {split: icir.read_annotation(found.root, split, source) for split in SPLITS}
-    return relabel_rows(features, now)
+    matched = match_rows(features, now)
+    manifest = features.manifest or {}
+    query, database = (now[split] for split in SPLITS)
+    renewed = {
+        "texts": _still_asked(manifest, query.texts, query.lines),
+        "repeated": icir.find_repeated(database, Dataset(found.name, found.root)),
+        "skipped": _still_skipped(manifest, now),
+        "counts": {split: len(own.lines) for split, own in matched.kept.items()},
+    }
+    return replace(relabel_rows(features, matched), manifest=manifest | renewed)
+
+
+def _still_asked(manifest: dict, texts: Sequence[str], lines: Sequence[int]) -> dict:
+    """What a manifest says of query texts, of those that are asked now; lines: of each of these."""
+    known = (manifest.get("texts") or {}).get("query") or {}
+    line = dict(zip(reversed(texts), reversed(lines), strict=True))
+    said = {}
+    for kind, own in known.items():
+        named = own.get("all") or [own.get("first")] if isinstance(own, dict) else []
+        if asked := [text for text in named if text in line]:
+            first = min(asked, key=line.__getitem__)
+            said[kind] = {"count": len(asked), "first": first, "row": line[first], "all": asked}
+    length = {"context_length": known.get("context_length"), "count": len(line)}
+    return {"query": {**length, **said}} if said else {}
+
+
+def _still_skipped(manifest: dict, now: Mapping[str, icir.Annotation]) -> list[dict]:
+    """The rows of annotations whose images extraction left out, as a manifest lists them."""
+    causes = {(e["split"], e["image_path"]): e["cause"] for e in manifest.get("skipped") or ()}
+    return [
+        {"split": split, "row": line, "image_path": path, "cause": causes[split, path]}
+        for split, own in now.items()
+        for path, line in zip(own.image_paths, own.lines, strict=True)
+        if (split, path) in causes
+    ]
 
 
 @dataclass(frozen=True)
@@ -185,9 +219,8 @@ def match_rows(features: Features, annotations: Mapping[str, icir.Annotation]) -
     return Matched(kept, rows, texts)
 
 
-def relabel_rows(features: Features, annotations: Mapping[str, icir.Annotation]) -> Features:
-    """Labelled features for other annotations. Raises UserError as relabel does."""
-    found = match_rows(features, annotations)
+def relabel_rows(features: Features, found: Matched) -> Features:
+    """Labelled features for the annotations that they were matched with."""
     query, database = (pd.DataFrame(found.kept[split].columns(), dtype="str") for split in SPLITS)
     labels = database[["text", "instance"]].astype("category")
     paths, notes = found.kept["database"].image_paths, found.kept["database"].texts
@@ -229,8 +262,18 @@ def _with_rows(
 
 def relabel_task(features: Features, task: Task) -> Features:
     """The features of a task for another one of the same folder. Raises UserError as relabel."""
-    lost = {entry["image_path"] for entry in (features.manifest or {}).get("skipped", ())}
+    manifest, asked = features.manifest or {}, _phrases(task)
+    texts = [text for own in asked for text in own]
+    numbers = [number for number, own in enumerate(asked, 1) for _ in own]
+    named = {*task.gallery.path, *(path for own in task.queries.images for path in own)}
+    skipped = [e for e in manifest.get("skipped") or () if e["image_path"] in named]
+    lost = {entry["image_path"] for entry in skipped}
     task = without_images(task, lost) if lost & {*task.gallery.path} else task
+    renewed = {
+        "texts": _still_asked(manifest, texts, numbers),
+        "skipped": skipped,
+        "counts": {"query": len(task.queries), "database": len(task.gallery)},
+    }
     old, in_gallery = features.task, "image" not in features.query_files
     gallery = Known.of("gallery image", old.gallery.path, features)
     rows = [gallery.find(path, f"{features.dataset}, the gallery") for path in task.gallery.path]
@@ -242,6 +285,7 @@ def relabel_task(features: Features, task: Task) -> Features:
     said = _asked(features, "query text", _phrases(old), features.text_row)
     images = _find_each(asked, task, task.queries.images)
     texts = _find_each(said, task, _phrases(task))
+    features = replace(features, manifest=manifest | renewed)
     return _with_rows(features, task, images, texts, {"database": rows})
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import Benchmark
 from utils import UserError, last_part, read_csv, sha256_file
-from utils_datasets import SPLITS, Dataset, find_image, is_header, slashed
+from utils_datasets import SPLITS, Dataset, find_image, find_spellings, is_header, slashed
 from utils_startup import Late
 from utils_task import NO_SET, Column, Group, Images, QueryTable, RowSets, Task, View
 
@@ -100,6 +100,29 @@ def read_annotation(root: Path, split: str, source: str) -> Annotation:
     image_paths, texts, instances = (list(column) for column in zip(*rows, strict=True))
     image_paths = [slashed(path) for path in image_paths]
     return Annotation(split, path, sha256_file(path), image_paths, texts, instances, lines)
+
+
+def find_repeated(database: Annotation, dataset: Dataset) -> dict:
+    """Gallery rows that list an image of their instance again, under any spelling of its path.
+
+    {"count", "row", "first" (its path), "of" (the row that lists it), "spelled" (a path -> the
+    first one that names its file, where they differ)}, rows by their lines, or {} for none.
+    """
+    spelled = find_spellings(database.image_paths, dataset)
+    seen: dict[tuple[str, str], int] = {}
+    again = []
+    for row, (path, instance) in enumerate(
+        zip(database.image_paths, database.instances, strict=True)
+    ):
+        known = seen.setdefault((instance, spelled.get(path, path)), row)
+        if known != row:
+            again.append((row, known))
+    found: dict = {"spelled": spelled} if spelled else {}
+    if again:
+        row, known = again[0]
+        first = {"row": database.lines[row], "first": database.image_paths[row]}
+        found |= {"count": len(again), **first, "of": database.lines[known]}
+    return found
 
 
 def _find_annotation(root: Path, split: str, source: str) -> Path:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import posixpath
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import Found
-from benchmarks.icir import LABELS, Annotation, read_annotation
+from benchmarks.icir import LABELS, Annotation, find_repeated, read_annotation
 from extraction.encoding import Settings
 from extraction.job import Job
 from extraction.manifest import describe, identify, is_finished
@@ -35,10 +33,9 @@ from utils_datasets import (
     Dataset,
     find_image,
     list_shards,
-    relative_image_path,
     spell_samples,
 )
-from utils_labels import match_rows, relabel_rows
+from utils_labels import match_rows
 from utils_records import read_manifest
 from utils_storage import load_features
 
@@ -101,7 +98,7 @@ class LabelledWork:
         same_words = (stored.get("sources") or {}).get(self.words.path.name) == self.words.sha256
         if same_words and not self.limit:
             features = load_features(self.folder.parent.parent, backbone, self.name)
-            relabel_rows(features, self.annotations)
+            match_rows(features, self.annotations)
         return same_words and not self.limit
 
     def query_stage(self, name: str, settings: Settings) -> tuple[ImageStage, dict[tuple, int]]:
@@ -213,55 +210,6 @@ class LabelledWork:
             features = load_features(self.folder.parent.parent, stored["backbone"], self.name)
             matched = match_rows(features, self.annotations)
         return write_reference_dataset(self.folder, self.name, self.dataset.name, matched)
-
-
-def find_repeated(database: Annotation, dataset: Dataset) -> dict:
-    """Gallery rows that list an image of their instance again, under any spelling of its path.
-
-    {"count", "row", "first" (its path), "of" (the row that lists it), "spelled" (a path -> the
-    first one that names its file, where they differ)}, rows by their lines, or {} for none.
-    """
-    spelled = find_spellings(database.image_paths, dataset)
-    seen: dict[tuple[str, str], int] = {}
-    again = []
-    for row, (path, instance) in enumerate(
-        zip(database.image_paths, database.instances, strict=True)
-    ):
-        known = seen.setdefault((instance, spelled.get(path, path)), row)
-        if known != row:
-            again.append((row, known))
-    found: dict = {"spelled": spelled} if spelled else {}
-    if again:
-        row, known = again[0]
-        first = {"row": database.lines[row], "first": database.image_paths[row]}
-        found |= {"count": len(again), **first, "of": database.lines[known]}
-    return found
-
-
-def find_spellings(paths: Sequence[str], dataset: Dataset) -> dict[str, str]:
-    """Paths -> the first one that names the same image, where that is another one.
-
-    Those that differ in the leading folders of the data set alone may be two files.
-    """
-    first: dict[tuple[str, Path | None], str] = {}
-    spelled: dict[str, str] = {}
-    alike: dict[str, list[str]] = {}
-    for path in dict.fromkeys(paths):
-        plain = posixpath.normpath(relative_image_path(dataset, path))
-        alike.setdefault(unicodedata.normalize("NFC", plain), []).append(path)
-    for plain, own in alike.items():
-        for path in own if len(own) > 1 else ():
-            known = first.setdefault((plain, _file_of(dataset, path)), path)
-            if known != path:
-                spelled[path] = known
-    return spelled
-
-
-def _file_of(dataset: Dataset, path: str) -> Path | None:
-    """The file of an image, None of one in shards or of none."""
-    with contextlib.suppress(FileNotFoundError):
-        return find_image(dataset, path).resolve()
-    return None
 
 
 # ---------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def remark_texts(
 def _first_of(texts: Rows, items: Sequence[int]) -> dict:
     item = min(items)
     first = {"first": texts.items[item], "row": texts.line(item)}
-    return {"count": len(items), **first}
+    return {"count": len(items), **first, "all": [texts.items[item] for item in items]}
 
 
 def _find_cut_prompts(encoder: Encoder, texts: Sequence[str], words: Sequence[str]) -> list[int]:

@@ -15,7 +15,9 @@ from test_own_dataset import PLACES, THINGS, draw_photo, make_photos
 
 import create_features
 import run_retrieval
+from benchmarks.icir import Annotation
 from utils import UserError
+from utils_labels import _still_skipped
 
 SAID = "changed since the features were made: the labels were read anew; every image and text"
 
@@ -174,3 +176,14 @@ def test_an_image_that_is_gone_from_the_folder(folder, small_clip, capsys):
     (folder / "data/shop/mug on sand.jpg").unlink()
     table(small_clip, "shop", "after")
     assert f"images below the folder {SAID}" in capsys.readouterr().err
+
+
+def test_what_was_left_out_is_counted_by_the_rows_that_are_there(tmp_path):
+    """Of an image that cannot be read: two rows now, where there was one."""
+    paths = ["a.jpg", "x.jpg", "x.jpg"]
+    columns = (paths, ["", "", ""], ["i", "i", "j"], [1, 2, 4])
+    now = {"database": Annotation("database", tmp_path, "", *columns)}
+    lost = [("x.jpg", "it is cut"), ("gone.jpg", "it is empty")]
+    skipped = [{"split": "database", "row": 9, "image_path": p, "cause": c} for p, c in lost]
+    found = _still_skipped({"skipped": skipped}, now)
+    assert [(entry["row"], entry["cause"]) for entry in found] == [(n, "it is cut") for n in (2, 4)]

@@ -16,10 +16,9 @@ import run_retrieval
 from benchmarks.icir import read_annotation
 from external.export import once
 from extraction.assets import read_captions, read_images
-from extraction.labelled import find_spellings
 from utils import Parser, UserError
 from utils_assets import load_mean, load_synthetic
-from utils_datasets import Dataset, is_header, slashed
+from utils_datasets import Dataset, find_spellings, is_header, slashed
 from utils_features import load_encoder
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,22 @@ def test_run_retrieval_says_it_again_and_names_near_matches(world, small_clip):
         "case, blanks or the Unicode form of accents; the first: query 1, 'at night', and row 1, "
         "'At night'; write them alike"
     ) in said
+
+
+def test_what_was_mended_is_not_warned_of_again(world, small_clip, tmp_path):
+    """Labels that are read anew: of the texts that are asked still, and the rows that are there."""
+    folder = shutil.copytree(world[0], tmp_path / "mended")
+    flags = ("run_retrieval.py", "--dataset", "photos", "--method", "sum")
+    repeated = "gallery rows list an image that their instance has already"
+    said = run(folder, small_clip, *flags)
+    assert f"warning: 2 {repeated}" in said
+    write_rows(folder / "photos/query_files.csv", [QUERIES[2], QUERIES[0]])
+    write_rows(folder / "photos/database_files.csv", [DATABASE[0], DATABASE[1]])
+    said = run(folder, small_clip, *flags)
+    assert repeated not in said
+    assert "encoded alike" not in said
+    assert "warning: 1 of 2 distinct query texts are longer than" in said
+    assert "the first, row 1: 'a red mug on very" in said
 
 
 def test_prompts_of_a_corpus(world, small_clip):
