@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from domain_world import DATA, GOLDEN, NAMES, copy_lists, golden, published_ranks, read_task
+from refusals import refused_data
 
 from benchmarks import list_benchmarks, missing_images
 from benchmarks.domains import BENCHMARK, DATA_SETS, build_imagenet_r, read
@@ -143,38 +145,36 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("fault", SPOILED)
-def test_a_fault_is_named_with_file_and_line(tmp_path, fault):
+def test_a_fault_is_named_with_file_and_line(tmp_path, monkeypatch, capsys, fault):
     name, file, line, text, said = SPOILED[fault]
-    root = copy_lists(name, tmp_path / name)
+    root = copy_lists(name, tmp_path / "data" / name)
     lines = (root / file).read_text(encoding="utf-8").split("\n")
     lines[line - 1] = text
     (root / file).write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(UserError) as error:
-        read(root, name)
-    assert said in str(error.value)
-    assert file in str(error.value)
-    assert "\n" not in str(error.value)
+    refused = refused_data(monkeypatch, capsys, tmp_path / "here", root.parent, name)
+    assert said in refused
+    assert file in refused
 
 
 @pytest.mark.parametrize("file", ["query_files.csv", "database_files.csv"])
-def test_a_domain_without_images_is_named(tmp_path, file):
-    root = copy_lists("minidn", tmp_path / "minidn")
+def test_a_domain_without_images_is_named(tmp_path, monkeypatch, capsys, file):
+    root = copy_lists("minidn", tmp_path / "data" / "minidn")
     lines = (root / file).read_text(encoding="utf-8").split("\n")
     kept = [line for line in lines if " sketch " not in line]
     (root / file).write_text("\n".join(kept), encoding="utf-8")
-    with pytest.raises(UserError, match=rf"{file} has no image of the domain 'sketch'"):
-        read(root, "minidn")
+    refused = refused_data(monkeypatch, capsys, tmp_path / "here", root.parent, "minidn")
+    assert f"{file} has no image of the domain 'sketch'" in refused
 
 
 @pytest.mark.parametrize(
     ("name", "file"),
     [("nico", "database_files.csv"), ("ltll", "full_files.csv"), ("imagenet_r", "label_names.csv")],
 )
-def test_missing_and_empty_files_are_named(tmp_path, name, file):
-    root = copy_lists(name, tmp_path / name)
+def test_missing_and_empty_files_are_named(tmp_path, monkeypatch, capsys, name, file):
+    root = copy_lists(name, tmp_path / "data" / name)
     (root / file).unlink()
-    with pytest.raises(UserError, match=rf"{file} does not exist; .*data/download.py"):
-        read(root, name)
+    refused = refused_data(monkeypatch, capsys, tmp_path / "here", root.parent, name)
+    assert re.search(rf"{file} does not exist; .*data/download.py", refused)
     if file.endswith("files.csv"):
         (root / file).write_text("\n\n")
         with pytest.raises(UserError, match=rf"{file} is empty"):

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import find_folder, list_benchmarks
 from tests import semantic_files
+from tests.refusals import refused_data
 from utils import UserError
 from utils_protocol import describe_unranked
 from utils_submissions import format_submission, read_submission, score_submission
@@ -220,34 +221,36 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "file", "edit", "message"), WRONG)
 def test_wrong_annotations_are_one_line_that_names_file_and_entry(
-    tmp_path, name, file, edit, message
+    tmp_path, monkeypatch, capsys, name, file, edit, message
 ):
     files = copy.deepcopy(MADE[name])
     edit(files[file])
-    with pytest.raises(UserError) as error:
-        read(semantic_files.write(tmp_path, files), name)
+    data = tmp_path / "data"
+    root = semantic_files.write(data if file.startswith(name) else data / name, files)
+    line = refused_data(monkeypatch, capsys, tmp_path / "here", data, name)
     named = file if "reference' names 'dev-0" not in message else CAP
-    assert str(tmp_path / named) in str(error.value)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
+    assert str(root / named) in line
+    assert message in line
 
 
 @pytest.mark.parametrize(("name", "file"), [("cirr", CAP), ("circo", INFO), ("genecis", FOCUS)])
-def test_truncated_absent_and_doubled_json(tmp_path, name, file):
-    path = semantic_files.write(tmp_path, MADE[name]) / file
+def test_truncated_absent_and_doubled_json(tmp_path, monkeypatch, capsys, name, file):
+    data = tmp_path / "data"
+    root = semantic_files.write(data if file.startswith(name) else data / name, MADE[name])
+    path = root / file
     text = path.read_text()
     path.write_text(text[: len(text) // 2])
-    with pytest.raises(UserError, match="is not valid JSON"):
-        read(tmp_path, name)
+    line = refused_data(monkeypatch, capsys, tmp_path / "here", data, name)
+    assert f"{path} is not valid JSON" in line
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="is not valid JSON"):
-        read(tmp_path, name)
+        read(root, name)
     path.write_text("[" * 100_000)
     with pytest.raises(UserError, match="is not valid JSON"):
-        read(tmp_path, name)
+        read(root, name)
     path.unlink()
     with pytest.raises(UserError, match=r"does not exist; the annotations come with .*download"):
-        read(tmp_path, name)
+        read(root, name)
 
 
 def test_a_name_that_stands_twice_in_a_split_is_refused(tmp_path):
