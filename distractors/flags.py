@@ -43,7 +43,14 @@ FLAGS = {
         "help": "seconds that a rank of torchrun waits for the others (default: 1800)",
     },
 }
-IDLE = ("top_k", "report", "export", "external")  # of rankings, in which distractors have no image
+# What distractors cannot be beside, and what to do instead: of their rows only counts are kept.
+REFUSED = {
+    "top_k": "the best rows are not kept among distractors: run it once more without these",
+    "report": "a page would show rankings without the distractors: run it once more without these",
+    "export": "rankings without the distractors would be written: run it once more without these",
+    "external": "another system's results say nothing of the distractors: leave these, or take in "
+    "its embeddings as features (create_features.py --from_embeddings) and give them a method",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,9 @@ def asked_for(given: dict, one_number: bool) -> Asked | None:
     if not given["distractors"]:
         refuse_idle([name for name in FLAGS if given[name]], "without --distractors")
         return None
-    refuse_idle([name for name in IDLE if given[name]], "with --distractors")
+    for name in REFUSED:
+        if given[name]:
+            raise UserError(f"--{name} with --distractors: {REFUSED[name]}")
     limits = tuple(sorted(set(given["distractors_limit"] or ())))
     if len(limits) > 1 and not one_number:
         raise UserError("--sweep and --ablation take one --distractors_limit: the curve is a run's")

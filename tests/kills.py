@@ -96,12 +96,14 @@ def kill_and_continue(subject: Subject, out: Path, whole: Files, seconds: float,
 # ---------------------------------------------------------------------------------------------
 
 
-def extraction(folder: Path, clip: Path, source: str) -> Subject:
-    """create_features.py on a small data set, from files or shards."""
+def extraction(folder: Path, clip: Path, source: str, ranks: int = 1) -> Subject:
+    """create_features.py on a small data set, from files or shards, as so many ranks."""
     if not (folder / "data").exists():
         make_world(folder)
     flags = ("--icir_source", source, "--part_rows", "8", "--workers", "2")
     command = arguments(clip, *flags, "--features_dir", "OUT")
+    if ranks > 1:
+        command = [str(ROOT / "tests/rank_processes.py"), str(ranks), *command]
 
     def finished(out: Path) -> Files | None:
         found = list(out.glob("*/shop/manifest.json"))

@@ -1,4 +1,7 @@
-"""Processes of a command as ranks, as launchers other than torchrun start them."""
+"""Processes of a command as ranks, as launchers other than torchrun start them.
+
+python3 rank_processes.py COUNT PROGRAM FLAG... starts so many, and ends as the worst of them does.
+"""
 
 from __future__ import annotations
 
@@ -57,3 +60,9 @@ def end_stopped(process: subprocess.Popen) -> None:
     assert os.WIFSTOPPED(status), status
     process.kill()
     process.communicate()
+
+
+if __name__ == "__main__":
+    done = ended(start_ranks(sys.argv[2:], int(sys.argv[1]), Path.cwd()))
+    print(*(said for _, said in done), file=sys.stderr)
+    sys.exit(max(abs(status) for status, _ in done))

@@ -164,6 +164,10 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def corrupt(path: Path) -> None:
+    path.write_bytes(b"\x93NUMPY of another world" + path.read_bytes()[24:])
+
+
 def narrow(path: Path) -> None:
     np.save(path, np.load(path)[:, :-1])
 
@@ -173,6 +177,7 @@ def narrow(path: Path) -> None:
     [
         (with_nan, r"img_emb_5.npy: row 4 is zero or not finite", 5),
         (cut, r"img_emb_5.npy is cut short", 0),
+        (corrupt, r"img_emb_5.npy", 0),
         (narrow, r"img_emb_5.npy has rows of 95 numbers, but .*img_emb_0.npy of 96", 0),
         (Path.unlink, None, 6),
     ],
@@ -213,7 +218,13 @@ def test_a_spoiled_file_is_named_and_the_others_counts_are_kept(
         (["--distractors", "nowhere"], "--distractors nowhere does not exist"),
         (["--distractors_limit", "5"], "--distractors_limit has no effect without --distractors"),
         (["--fresh"], "--fresh has no effect without --distractors"),
-        (["--distractors", "{pool}", "--top_k", "3"], "--top_k has no effect with --distractors"),
+        (["--distractors", "{pool}", "--top_k", "3"], "--top_k with --distractors: .* without"),
+        (["--distractors", "{pool}", "--report"], "--report with --distractors: .* without"),
+        (["--distractors", "{pool}", "--export", "trec"], "--export with .* without"),
+        (
+            ["--distractors", "{pool}", "--external", "x.npz"],
+            "--external with .* --from_embeddings",
+        ),
         (
             ["--distractors", "{pool}", "--distractors_limit", "601"],
             "--distractors_limit 601: there are 600 distractors",

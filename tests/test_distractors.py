@@ -10,23 +10,27 @@ import numpy as np
 import pytest
 import torch
 from distractor_world import in_double, make_rows, two_ways, write_pool
+from domain_world import DATA, NAMES, read_prompts, read_task, stored_features
+from domain_world import WORDS as WORD_LIST
 from test_evaluation import make_world
 from test_golden import CPU, FIGURES, GOLDEN, arguments, golden_assets
 
 import distractors.among
 import distractors.pool
 import run_retrieval
-from distractors.among import Distractors, evaluate_among
+from distractors.among import Distractors, Overheard, evaluate_among
 from distractors.passes import Kept, run_pass
 from distractors.pool import open_pool
 from methods import list_methods
 from utils_evaluation import evaluate
+from utils_features import load_encoder
 from utils_ranks import Group
 from utils_retrieval import Assets, Gallery, Rows, unit_rows
-from utils_runs import Run
-from utils_storage import ArrayRows, load_features
+from utils_runs import Run, Setting
+from utils_storage import ArrayRows, Features, load_features
 
 ROWS = 700
+TINY = Path(run_retrieval.__file__).parent / "data" / "tiny"
 
 
 def among(pool, kept, **options):
@@ -74,6 +78,60 @@ def test_every_flag_set_ranks_as_in_one_gallery(tmp_path, world, ties):
     expected = evaluate_exactly(joined, runs, assets, ties)
     pool = open_pool([write_pool(tmp_path / "pool", made, [100, 5])])
     found = evaluate_among(alone, runs, assets, CPU, among(pool, tmp_path / "kept"), ties)
+    check_equal(found, expected)
+
+
+# The published runs of domain conversion: tests/test_domain_golden.py has them as flags.
+OF_DOMAINS = [
+    *((name, {}) for name in ("text", "image", "sum", "product", "freedom", "weicom", "basic")),
+    ("product", {"clamp": False}),
+    ("freedom", {"expand": False}),
+    ("freedom", {"kappa": 5, "ni": 3, "miu": 5}),
+    ("weicom", {"weicom_lambda": 0.3}),
+    ("basic", {"do_query_expansion": False}),
+    ("basic", {"num_principal_components_for_projection": 7}),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny_assets():
+    """All that methods read beside features, of the tiny backbone."""
+    encoder = load_encoder("tiny", CPU)
+    paths = [DATA / f"{WORD_LIST}.csv", *(TINY / "corpora").glob("generic_*.csv")]
+    prompts = {path.stem: read_prompts(path) for path in paths}
+
+    def encode_words(texts):
+        return unit_rows(torch.from_numpy(encoder.encode_texts(texts, 256)))
+
+    synthetic = np.load(TINY / "synthetic/synthetic_tiny.npz")
+    kinds = (torch.from_numpy(synthetic[f"{kind}_features"]) for kind in ("image", "text"))
+    images, texts = map(unit_rows, kinds)
+    return Assets(
+        corpora={name: encode_words(words) for name, words in prompts.items()},
+        image_mean=torch.from_numpy(np.load(TINY / "mean/mean_tiny.npz")["mean"]),
+        synthetic_images=images,
+        synthetic_texts=texts,
+        prompts=prompts,
+        encode_texts=encode_words,
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_published_run_of_domains_ranks_as_in_one_gallery(
+    tmp_path, tiny_assets, monkeypatch, name
+):
+    gallery, queries = stored_features(name)
+    files = {kind: ArrayRows(Path(kind), rows.numpy()) for kind, rows in queries.items()}
+    database = {"image": ArrayRows(Path("image"), gallery.numpy())}
+    features = Features("tiny", name, read_task(name), files, database, Path("manifest"), None)
+    runs = [Setting(given, True, name, "tiny").run(method) for method, given in OF_DOMAINS]
+    made = make_rows(features, 300, seed=2)
+    alone, joined = two_ways(features, made)
+    expected = evaluate_exactly(joined, runs, tiny_assets)
+    pool = open_pool([write_pool(tmp_path / "pool", made, [70])])
+    speaking = Overheard.speaking  # the gallery's own near ties are decided in float64 here too
+    monkeypatch.setattr(Overheard, "speaking", lambda method: in_double(speaking(method)))
+    found = evaluate_among(alone, runs, tiny_assets, CPU, among(pool, tmp_path / "kept"))
     check_equal(found, expected)
 
 

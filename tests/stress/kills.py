@@ -1,4 +1,7 @@
-"""Commands killed at random: python3 tests/stress/kills.py [TRIALS [SEED]], TRIALS of each."""
+"""Commands killed at random: python3 tests/stress/kills.py [TRIALS [SEED [NAME...]]].
+
+TRIALS of each, or of those named.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
 
-def main(trials: int = 10, seed: int = 0) -> None:
+def main(trials: int = 10, seed: int = 0, *names: str) -> None:
     """Kill every command that often; the first that loses or claims something ends it."""
     from conftest import SMALL_CLIP, save_clip
     from kills import (
@@ -33,9 +36,11 @@ def main(trials: int = 10, seed: int = 0) -> None:
             "retrieval": retrieval(folder / "retrieval"),
             "extraction of files": extraction(folder / "world", clip, "folder"),
             "extraction of shards": extraction(folder / "world", clip, "wds"),
+            "extraction by ranks": extraction(folder / "world", clip, "wds", ranks=2),
             "captions": captions(folder / "world"),
         }
-        for name, subject in subjects.items():
+        for name in names or subjects:
+            subject = subjects[name]
             out = folder / "out" / name.replace(" ", "_")
             seconds = subject.run(out / "whole")
             whole = subject.finished(out / "whole")
@@ -45,4 +50,4 @@ def main(trials: int = 10, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:3]), *sys.argv[3:])
