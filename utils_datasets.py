@@ -83,6 +83,12 @@ def relative_image_path(dataset: Dataset, image_path: str) -> str:
     return re.sub(rf"^(\./)?((data/)?{re.escape(dataset.name)}/)?", "", image_path)
 
 
+def plain_path(dataset: Dataset, path: str) -> str:
+    """The one form of a path that may be spelled in several ways."""
+    plain = posixpath.normpath(relative_image_path(dataset, path))
+    return unicodedata.normalize("NFC", plain)
+
+
 def find_spellings(paths: Sequence[str], dataset: Dataset) -> dict[str, str]:
     """Paths -> the first one that names the same image, where that is another one.
 
@@ -92,8 +98,7 @@ def find_spellings(paths: Sequence[str], dataset: Dataset) -> dict[str, str]:
     spelled: dict[str, str] = {}
     alike: dict[str, list[str]] = {}
     for path in dict.fromkeys(paths):
-        plain = posixpath.normpath(relative_image_path(dataset, path))
-        alike.setdefault(unicodedata.normalize("NFC", plain), []).append(path)
+        alike.setdefault(plain_path(dataset, path), []).append(path)
     for plain, own in alike.items():
         for path in own if len(own) > 1 else ():
             known = first.setdefault((plain, _file_of(dataset, path)), path)

@@ -150,9 +150,11 @@ def _relabel_rows(features: Features, found: Found) -> Features:
     matched = match_rows(features, now)
     manifest = features.manifest or {}
     query, database = (now[split] for split in SPLITS)
+    dataset = Dataset(found.name, found.root)
     renewed = {
         "texts": _still_asked(manifest, query.texts, query.lines),
-        "repeated": icir.find_repeated(database, Dataset(found.name, found.root)),
+        "repeated": icir.find_repeated(database, dataset),
+        "own_images": icir.find_own_images(query, database, dataset),
         "skipped": _still_skipped(manifest, now),
         "counts": {split: len(own.lines) for split, own in matched.kept.items()},
     }

@@ -7,13 +7,15 @@ that extraction left out.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from utils import UserError
+from utils_datasets import Dataset, plain_path
 from utils_metrics import parse_measure
 from utils_runs import Protocol, Run, shown_parameters
 from utils_task import (
@@ -80,14 +82,28 @@ def exclude_query_images(task: Task) -> Task:
 
 
 def query_image_rows(task: Task) -> list[np.ndarray]:
-    """For each query the gallery rows that show one of its images, int64, increasing."""
+    """For each query the gallery rows that show one of its images, int64, increasing.
+
+    Of rows with labels, whose paths may be spelled in several ways, also such a one.
+    """
     wanted = {path for images in task.queries.images for path in images}
-    rows: dict[str, list[int]] = {}
-    for row, path in enumerate(task.gallery.path):
-        if path in wanted:
-            rows.setdefault(path, []).append(row)
+    rows = _rows_of(task.gallery.path, wanted)
+    if task.gallery.note is not None:
+        dataset = Dataset(task.name, Path(task.name))
+        plain = {path: plain_path(dataset, path) for path in wanted - rows.keys()}
+        spelled = (plain_path(dataset, path) for path in task.gallery.path) if plain else ()
+        alike = _rows_of(spelled, {*plain.values()})
+        rows |= {path: alike.get(own, []) for path, own in plain.items()}
     found = ([row for path in set(i) for row in rows.get(path, ())] for i in task.queries.images)
     return [np.array(sorted(own), np.int64) for own in found]
+
+
+def _rows_of(paths: Iterable[str], wanted: Collection[str]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, path in enumerate(paths):
+        if path in wanted:
+            rows.setdefault(path, []).append(row)
+    return rows
 
 
 def add_measures(task: Task, names: Sequence[str]) -> Task:
@@ -128,9 +144,11 @@ def refuse_clashes(task: Task, runs: Sequence[Run]) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def describe_odd(task: Task, manifest: dict[str, Any] | None) -> list[str]:
+def describe_odd(task: Task, manifest: dict[str, Any] | None, protocol: Protocol) -> list[str]:
     """A line on each thing of a task and its features that may not be meant."""
+    own = [] if protocol.exclude_query_image else describe_own_images(manifest)
     return [
+        *own,
         *describe_unranked(task),
         *describe_near_texts(task),
         *describe_left_out(manifest),
@@ -242,6 +260,18 @@ def describe_repeated(manifest: dict[str, Any] | None) -> list[str]:
         f"warning: {found['count']} gallery rows list an image that their instance has already, "
         f"and count twice; the first, row {found['row']}: {found['first']!r}, that of row "
         f"{found['of']}"
+    ]
+
+
+def describe_own_images(manifest: dict[str, Any] | None) -> list[str]:
+    """The line on queries whose own image is a gallery row, if there are any."""
+    found = (manifest or {}).get("own_images")
+    if not found:
+        return []
+    return [
+        f"warning: {found['count']} queries search a gallery that lists their own image, which is "
+        f"ranked as any other; the first, row {found['row']}: {found['first']!r}, gallery row "
+        f"{found['of']}; --exclude_query_image leaves it out"
     ]
 
 

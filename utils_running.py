@@ -116,7 +116,7 @@ def run_plan(
         output = replace(output, page=page)
     with doing("writing results"):
         plan.write([found[run] for run in plan.runs], facts, output)
-    for line in (*news, *describe_odd(features.task, features.manifest)):
+    for line in (*news, *describe_odd(features.task, features.manifest, protocol)):
         say(line, error=True)
 
 
@@ -134,6 +134,7 @@ def _about(features: Features, facts: dict[str, str]) -> dict[str, str | list[st
         "Date": time.strftime("%Y-%m-%d %H:%M"),
         "Weights": ", ".join(weights),
         "Features": facts["features"],
+        "Images": manifest.get("encoded", ""),
         "Version": facts["version"],
         "Ties rank by": facts["ties"],
         "Left out by extraction": [facts["left_out"], *lost[:LEFT_OUT_SHOWN], *more]

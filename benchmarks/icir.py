@@ -125,6 +125,26 @@ def find_repeated(database: Annotation, dataset: Dataset) -> dict:
     return found
 
 
+def find_own_images(query: Annotation, database: Annotation, dataset: Dataset) -> dict:
+    """Queries whose own image is a gallery row of their instance, under any spelling of its path.
+
+    {"count", "row", "first" (its path), "of" (the gallery row)}, rows by their lines; {} for none.
+    """
+    spelled = find_spellings([*database.image_paths, *query.image_paths], dataset)
+
+    def shown(own: Annotation) -> list[tuple[str, str]]:
+        paths = (spelled.get(path, path) for path in own.image_paths)
+        return list(zip(paths, own.instances, strict=True))
+
+    line = dict(zip(reversed(shown(database)), reversed(database.lines), strict=True))
+    asked = shown(query)
+    found = [row for row, own in enumerate(asked) if own in line]
+    if not found:
+        return {}
+    first = {"row": query.lines[found[0]], "first": query.image_paths[found[0]]}
+    return {"count": len(found), **first, "of": line[asked[found[0]]]}
+
+
 def _find_annotation(root: Path, split: str, source: str) -> Path:
     places = [root / place for place in ANNOTATION_PLACES[source]]
     for place in places:

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import Found
-from benchmarks.icir import LABELS, Annotation, find_repeated, read_annotation
+from benchmarks.icir import (
+    LABELS,
+    Annotation,
+    find_own_images,
+    find_repeated,
+    read_annotation,
+)
 from extraction.encoding import Settings
 from extraction.job import Job
 from extraction.manifest import describe, identify, is_finished
@@ -183,6 +189,9 @@ class LabelledWork:
             **remark_images(self.pixels, summaries),
             "texts": {"query": said} if said else {},
             "repeated": find_repeated(self.annotations["database"], self.dataset),
+            "own_images": find_own_images(
+                self.annotations["query"], self.annotations["database"], self.dataset
+            ),
             "counts": {split: int(kept[split].keep.sum()) for split in SPLITS},
             "skipped": [{"split": s, **entry} for s in SPLITS for entry in kept[s].skipped],
             "without_row": {split: kept[split].unmatched for split in SPLITS},

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from extraction.stage import Rows, Summary
 from utils import say
 from utils_pixels import FRAMES
-from utils_protocol import describe_repeated, describe_texts
+from utils_protocol import describe_own_images, describe_repeated, describe_texts
 
 if TYPE_CHECKING:
     from utils_features import Encoder
@@ -115,5 +115,6 @@ def _find_alike(
 def tell_remarks(manifest: dict) -> None:
     """Say what there is to remark of the images and texts of finished features."""
     _tell_images(manifest)
-    for line in (*describe_texts(manifest), *describe_repeated(manifest)):
-        say(line)
+    for describe in (describe_texts, describe_repeated, describe_own_images):
+        for line in describe(manifest):
+            say(line)

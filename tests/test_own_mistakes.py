@@ -120,9 +120,10 @@ def elsewhere(tmp_path_factory) -> Path:
     (folder / "mine").mkdir()
     for seed, name in enumerate("qab"):
         (folder / f"mine/{name}.jpg").write_bytes(encode_jpeg(draw_image(seed)))
-    write_rows(folder / "mine/query_files.csv", [("q.jpg", "猫 at night", "i")])
+    write_rows(folder / "mine/query_files.csv", [("./q.jpg", "猫 at night", "i")])
     rows = [("a.jpg", "猫 at night", "i"), ("./a.jpg", "猫 at night", "i"), ("b.jpg", "", "i")]
     rows += [("mine/b.jpg", "", "i"), ("mine/a.jpg", "in snow", "i")]
+    rows += [("mine/q.jpg", "", "i")]
     write_rows(folder / "mine/database_files.csv", rows)
     return folder
 
@@ -147,12 +148,20 @@ def test_the_toolkits_own_data_from_another_folder_and_a_poor_console(elsewhere)
     assert first in done.stdout
     (path,) = elsewhere.glob("features/*/mine/manifest.json")
     assert json.loads(path.read_text())["repeated"]["count"] == 3
+    own = "warning: 1 queries search a gallery that lists their own image, which is ranked as any"
+    own += " other; the first, row 1: './q.jpg', gallery row 6; --exclude_query_image leaves it out"
+    assert own in done.stdout
+    done = run(elsewhere, "run_retrieval.py", "--method", "image", "--exclude_query_image")
+    assert done.returncode == 0, done.stderr
+    assert "their own image" not in done.stderr
+    assert "the query's own image is left out of the rankings of 1 queries" in done.stderr
     done = run(elsewhere, "run_retrieval.py", "--method", "sum", "--export", "csv")
+    assert own in done.stderr
     assert done.returncode == 0, done.stderr
     assert first in done.stderr
     (path,) = elsewhere.glob("results/mine/*/run.csv")
     listed = [line.split(",")[1] for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-    assert sorted(listed) == ["a.jpg", "b.jpg"]
+    assert sorted(listed) == ["a.jpg", "b.jpg", "mine/q.jpg"]
     assert "lists an image once in a ranking: 3 gallery rows list one again" in done.stderr
 
 
