@@ -525,6 +525,22 @@ def test_the_table_of_a_notebook(photos, tmp_path):
             photos.search(**wrong)
 
 
+def test_features_of_another_model_are_not_searched_by_this_one(photos, monkeypatch, tmp_path):
+    pytest.importorskip("starlette", reason="starlette is not installed: no live search")
+    from live.pictures import Given
+    from live.server import Desk
+
+    said = []
+    desk = Desk(photos, Given(tmp_path), said.append)
+    monkeypatch.setattr(photos, "_encoder", None)
+    monkeypatch.setitem(photos.features.manifest, "model", {"source": "another"})
+    desk.warm()
+    assert "is of another model than" in desk.failed
+    assert said == [f"error: {desk.failed}"]
+    with pytest.raises(UserError, match="extract the features again"):
+        photos.search(text="not encoded before")
+
+
 @pytest.mark.parametrize("scores", ["distinct", "tied", "zero"])
 def test_ranks_are_those_of_a_stable_sort(scores):
     draw = torch.Generator().manual_seed(1)
