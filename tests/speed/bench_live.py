@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time from a new query, and from a slider's move, to an answer of live search.
 
-    python3 tests/speed/bench_live.py --rows 1000000 [--dtype float16] [--folder /tmp/live_bench]
+    python3 tests/speed/bench_live.py --rows 1000000 [--dtype float16] [--candidates N]
 
 Random features of 768 dimensions and random assets; the encoder is left out, being the backbone's.
 Each figure is the median of some runs, in milliseconds, with its parts; memory is the process's
@@ -76,7 +76,7 @@ def time_products() -> None:
     LiveRows.product = timed
 
 
-def make_searcher(folder: Path, file: Path) -> Searcher:
+def make_searcher(folder: Path, file: Path, candidates: int) -> Searcher:
     rows = MappedRows(file)
     task = Task(
         "bench",
@@ -92,7 +92,8 @@ def make_searcher(folder: Path, file: Path) -> Searcher:
     places = Places(folder / "features", folder / "data", folder / "synthetic")
     store = ImageStore(Dataset("bench", folder))
     words = UserError("no words here")
-    return Searcher(features, places, store, None, None, words, torch.device("cpu"))
+    device = torch.device("cpu")
+    return Searcher(features, places, store, None, None, words, device, candidates)
 
 
 def ask(searcher: Searcher, row: int, text: str, method: str, given: dict) -> dict[str, float]:
@@ -120,13 +121,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/live_bench"))
+    parser.add_argument(
+        "--candidates", type=int, default=0, help="as search.py has it; 0: all rows"
+    )
     parser.add_argument("--make", action="store_true", help="only write the files")
     args = parser.parse_args()
     file = make_files(args.folder, args.rows, args.dtype)
     if args.make:
         return
     time_products()
-    searcher, draw = make_searcher(args.folder, file), np.random.default_rng(1)
+    start = time.perf_counter()
+    searcher, draw = make_searcher(args.folder, file, args.candidates), np.random.default_rng(1)
+    print(f"opened in {time.perf_counter() - start:.0f} s")
     for number in range(4 * RUNS):
         vector = draw.standard_normal(DIM, np.float32)
         searcher._texts.get_or(f"text {number}", partial(np.asarray, vector))
@@ -141,6 +147,8 @@ def main() -> None:
         for name, change in changes.items():
             searcher.gallery._kept.clear()
             searcher.gallery._nearest.clear()
+            if searcher.candidates:
+                searcher.candidates._kept.clear()
             row, text, given = change(0)  # assets are read, what is kept is there
             ask(searcher, row, text, method, given)
             asked = (change(number) for number in range(1, RUNS + 1))
