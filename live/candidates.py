@@ -81,7 +81,10 @@ class Candidates:
 
     @classmethod
     def open(cls, rows: Rows, most: int, path: Path, say: Callable[[str], None]) -> Candidates:
-        """With the index that lies at `path`, which is made where it is not there."""
+        """With the index that lies at `path`, which is made where it is not there.
+
+        Raises UserError without faiss, on a GPU, and for a damaged index.
+        """
         faiss = import_faiss()
         if not isinstance(rows, LiveRows):
             raise UserError("--candidates works on the CPU: add --gpu -1")
@@ -92,7 +95,7 @@ class Candidates:
                 old.unlink()
             with atomic_path(path) as temporary:
                 faiss.write_index(index, str(temporary))
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+        index = _read_index(faiss, path, len(rows.raw))
         share = ROOM * most * index.nlist / len(rows.raw)
         index.nprobe = min(index.nlist, max(LISTS_READ, math.ceil(share)))
         return cls(rows, index, min(most, len(rows.raw)))
@@ -144,6 +147,17 @@ def _make_index(faiss: Any, rows: LiveRows) -> Any:
     index.train(_unit(rows, np.sort(drawn)))
     for start in range(0, count, ROWS_ADDED):
         index.add(_unit(rows, slice(start, start + ROWS_ADDED)))
+    return index
+
+
+def _read_index(faiss: Any, path: Path, count: int) -> Any:
+    """Raises UserError if it is not an index of so many rows."""
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    except RuntimeError:
+        index = None
+    if index is None or index.ntotal != count:
+        raise UserError(f"{path} is damaged: remove it, and it is made anew")
     return index
 
 

@@ -361,6 +361,16 @@ def test_candidates_are_few_and_said_to_be_approximate(crowd):
     np.testing.assert_allclose(shown, similarity[rows] / scale, rtol=1e-5)
 
 
+def test_a_damaged_index_of_candidates_is_named(crowd):
+    pytest.importorskip("faiss", reason="faiss is not installed: no candidates")
+    path = next((crowd(50).features.folder / ".live").glob("candidates-*.faiss"))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"faiss is damaged: remove it"):
+        crowd(50)
+    path.unlink()
+    assert crowd(50).candidates.most == 50
+
+
 def test_candidates_without_faiss_name_what_to_install(crowd, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match="--candidates needs faiss: pip install faiss-cpu"):
