@@ -63,7 +63,7 @@ class CandidateGallery(LiveGallery):
     def moments(self, vectors: Tensor, of: str = "image") -> tuple[Tensor, Tensor]:
         return self.of.sample.moments(vectors, of)
 
-    def nearest(self, vectors: Tensor, k: int, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def find_nearest(self, vectors: Tensor, k: int, mean: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.of.nearest(vectors, k, mean)
 
     def weighted_rows(self, weights: Tensor, rows: Tensor) -> Tensor:
