@@ -98,8 +98,13 @@ def _link(file, target: Path) -> None:
         shutil.copyfile(file.path, target)
 
 
-def command_of(searcher: Searcher, run: Run, name: str, k: int, leave_out: bool) -> str:
-    """The command that ranks a saved query with a run's parameters."""
+def command_of(
+    searcher: Searcher, run: Run, name: str, image: Shown, k: int, leave_out: bool
+) -> str:
+    """The command that ranks a saved query, of an image, with a run's parameters.
+
+    leave_out: the rows of that image, where there are any; where not, the flag would be refused.
+    """
     places, device = searcher.places, searcher.device
     words = ["python3", "run_retrieval.py", "--dataset", name]
     words += ["--backbone", searcher.features.backbone, *command_flags(run)]
@@ -110,6 +115,6 @@ def command_of(searcher: Searcher, run: Run, name: str, k: int, leave_out: bool)
             words += [f"--{flag}", str(folder)]
     if places.synthetic and run.method.needs([run.parameters]).synthetic:
         words += ["--path_to_synthetic_data", str(places.synthetic)]
-    if leave_out:
+    if leave_out and searcher.rows_of(image):
         words.append("--exclude_query_image")
     return shlex.join(words)

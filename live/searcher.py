@@ -30,9 +30,11 @@ from utils_assets import load_assets
 from utils_backbones import Places
 from utils_blocks import find_copies
 from utils_evaluation import unit_features, unit_queries, with_copies
+from utils_protocol import query_image_rows
 from utils_retrieval import Assets, Queries, name_of_texts
 from utils_runs import Run
 from utils_storage import Features
+from utils_task import QueryTable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -403,7 +405,7 @@ class Searcher:
             level = self._level(run, states, queries, plain | heard)
         heard = plain | heard
         clock.tick("columns")
-        out = tuple(self._left_out(image)) if leave_out and image else ()
+        out = tuple(self.rows_of(image)) if leave_out and image else ()
         column = partial(self._column, gallery=gallery, k=k, out=out)
         columns = {} if composed is None else {"composed": column(composed)}
         for name, scores in plain.items():  # the same from slider to slider
@@ -444,10 +446,10 @@ class Searcher:
         [level] = run.method.scores(states, again, grid)
         return level.reshape(GRID, GRID).cpu().numpy(), *axes
 
-    def _left_out(self, image: Shown) -> list[int]:
-        if image.row < 0:
-            return [row for row, path in enumerate(self.paths) if path == image.path]
-        return [image.row]
+    def rows_of(self, image: Shown) -> list[int]:
+        """The gallery's rows that show a query image, as run_retrieval.py leaves them out."""
+        queries = QueryTable(["1"], [(image.path,)], [""])
+        return query_image_rows(replace(self.features.task, queries=queries))[0].tolist()
 
     def _column(
         self, scores: torch.Tensor, gallery: LiveGallery, k: int, out: Sequence[int]

@@ -307,7 +307,7 @@ class Desk:
             raise UserError("run_retrieval.py needs an image and a text: add the other")
         image = self.find(asked.image)
         name = save_query(self.searcher, ranked.run, image, asked.text)
-        command = command_of(self.searcher, ranked.run, name, asked.k, asked.leave_out)
+        command = command_of(self.searcher, ranked.run, name, image, asked.k, asked.leave_out)
         self.say(f"reproduce: {command}")
         return {"command": self.hide(command), "hidden": self.hide(command) != command}
 

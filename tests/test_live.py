@@ -449,13 +449,36 @@ def test_the_command_of_a_live_query_ranks_the_same(photos, tmp_path, method):
     ranked = photos.rank(image, TEXT, method, QUERIES[method], SHOWN, leave_out)
     name = save_query(photos, ranked.run, image, TEXT)
     assert save_query(photos, ranked.run, image, TEXT) == name
-    command = shlex.split(command_of(photos, ranked.run, name, SHOWN, leave_out))
+    command = shlex.split(command_of(photos, ranked.run, name, image, SHOWN, leave_out))
     run(command[2:], "--results_dir", tmp_path)
     [file] = (tmp_path / name).glob(f"*/top{SHOWN}.csv")
     [expected] = read_top(file)
     same_ranking(photos, ranked.columns["composed"], expected)
     if leave_out:
         assert image.path not in expected[0]
+
+
+def test_the_command_leaves_out_only_what_is_in_the_gallery(shots):
+    image, text = shots.find("q0"), shots.features.task.queries.text[0]
+    run = shots.rank(image, text, "sum", {}, SHOWN, leave_out=True).run
+    command = command_of(shots, run, "saved", image, SHOWN, leave_out=True)
+    assert "--exclude_query_image" not in command
+    own = command_of(shots, run, "saved", shots.find("g3"), SHOWN, leave_out=True)
+    assert own.endswith(" --exclude_query_image")
+
+
+def test_all_rows_of_an_image_are_left_out(shots, monkeypatch):
+    paths = list(shots.paths)
+    paths[50] = paths[3]
+    gallery = replace(shots.features.task.gallery, path=paths)
+    monkeypatch.setattr(
+        shots,
+        "features",
+        replace(shots.features, task=replace(shots.features.task, gallery=gallery)),
+    )
+    ranked = shots.rank(shots.find("g3"), "", "sum", {}, 120, leave_out=True)
+    assert not {3, 50} & {*ranked.columns["image"].rows}
+    assert len(ranked.columns["image"].rows) == 118
 
 
 def test_parameters_start_at_the_preset_as_far_as_its_assets_are_there(world, photos, shots):
