@@ -23,6 +23,7 @@ from live.gallery import LiveGallery, LiveRows
 from live.photos import name_of, read_stored, see
 from live.saved import command_of, save_query
 from live.searcher import Column
+from live.server import listen, serve
 from methods import flags_of, list_methods
 from search import open_dataset, open_folder
 from utils import UserError, read_json, write_json
@@ -640,3 +641,13 @@ def test_what_is_expected_is_multiplied_along(monkeypatch):
     torch.testing.assert_close(alone, Gallery(gallery.kinds).similarity(third, third[0]))
     alone.zero_()  # the caller's own
     assert gallery.similarity(third, third[0]).any()
+
+
+def test_ctrl_c_while_the_page_is_opened_is_no_error(shots):
+    """The address stands on the console before the server waits: the key may come in between."""
+
+    def press(address: str) -> None:
+        raise KeyboardInterrupt
+
+    with listen("127.0.0.1", 0) as listening:
+        assert serve(shots, listening, "127.0.0.1", press) is None

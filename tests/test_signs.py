@@ -170,7 +170,7 @@ def test_search_is_quiet_while_it_serves(photos, small_clip, terminal, monkeypat
     monkeypatch.chdir(photos)
     called = slow_down(monkeypatch, terminal, {"live.opening:index_photos": "at work ("})
 
-    def serve(searcher, host, port, ready):
+    def serve(searcher, listening, host, ready):
         assert "" in sys.stderr.signs.words
 
     monkeypatch.setattr("live.server.serve", serve)
