@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from utils_storage import Features
 
-ROWS_OF_A_UNIT = 1 << 18  # what is counted, kept and dealt to ranks at once
+ROWS_OF_A_UNIT = 1 << 16  # what is counted, kept and dealt to ranks at once
 # Rows of a unit that are scored together: a part's scores of them fit the caches, all vectors' the
 # memory.
 MOST_ROWS = 8192
