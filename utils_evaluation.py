@@ -21,7 +21,7 @@ from utils_metrics import average, measure, plan_steps, positive_ranks
 from utils_retrieval import Assets, Gallery, Method, Queries, Rows, unit_rows
 from utils_runs import Run, shown_parameters
 from utils_storage import Features, QueryRows
-from utils_task import RowSets, Task
+from utils_task import Task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # (query, row) pairs of a block that are scored together: fits the caches; fills a GPU
 PAIRS_SCORED = {"cpu": 1 << 19, "cuda": 1 << 24}
-PAIRS_COMPARED = 1 << 23  # (image, row) pairs of one product,
+PAIRS_COMPARED = 9 << 20  # (image, row) pairs of one product: 36 MiB, more than malloc holds on to,
 IMAGES_COMPARED = 64  # of at least so many images: products of fewer wait for memory
 PARTS = 4  # at least, for each thread
 SCORES_RANKED = 1 << 22  # of several runs, together
@@ -655,10 +655,11 @@ def _all_positives(task: Task, view: str, blocks: Sequence[Block]) -> tuple[Posi
         np.bincount(c.query, minlength=len(b.queries)) for b, c in zip(blocks, cells, strict=True)
     ]
     row = np.concatenate([b.database_rows(c.row) for b, c in zip(blocks, cells, strict=True)])
-    start = np.cumsum(np.concatenate([[0], *sizes]))
-    by_query = np.argsort(queries)
-    place, order = RowSets(start, np.arange(len(row))).gather(by_query)
-    query = queries[by_query][place]
+    by_query, size = np.argsort(queries), np.concatenate(sizes)
+    start, size = (np.cumsum(size) - size)[by_query], size[by_query]
+    query = np.repeat(queries[by_query], size)
+    order = np.repeat(start - (np.cumsum(size) - size), size)
+    order += np.arange(len(order))
     count = np.bincount(query, minlength=len(task.queries))
     ranked = np.zeros(len(task.queries), np.int64)
     for block in blocks:
