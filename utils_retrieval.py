@@ -443,22 +443,21 @@ class Method:
     parameters: a frozen dataclass whose fields are flags. scores(states, queries, gallery) yields
     one (Q, N) matrix for each point; a row's score depends on the state and on that row alone, and
     the vectors that it compares with the gallery are those of the queries, Q of them, in order; the
-    queries may be some of those that were observed, queries.place.
-    preset: the published settings; presets: what departs from them on some data sets, by name.
-    reads: the query features and gallery_reads the database features it works on, by name.
-    prepare(points, assets) -> states: once a run, what no gallery changes. observe(states, queries,
-    gallery) -> states: what the gallery as a whole decides for these queries. needs(points): the
-    assets they read. together: a tag whose queries are observed together (all of a gallery's, where
-    the task has no such tag). by_features: queries that agree in the features that are read score
-    the same, and are ranked once. inputs: name -> producer of further features, for
-    `create_features.py --inputs NAME`. steps: the components of --ablation, each with the
-    parameters that take it away. compared: parameter -> methods that a sweep of it is compared
-    with. caution(parameters): what of a setting ranks otherwise than its user may mean, in words,
-    or "". parts(state, queries, gallery): what the scores of a state are made of, for pages that
-    explain them, or None. draws(method, names): of a method that reads one of several draws, a
-    method for each that the query features of these names hold. On a CPU observe and scores run in
-    several threads at once, for other queries each: what
-    is not of the call is not to be changed.
+    queries may be some of those that were observed, queries.place. preset: the published settings;
+    presets: what departs from them on some data sets, by name. reads: the query features and
+    gallery_reads the database features it works on, by name. prepare(points, assets) -> states:
+    once a run, what no gallery changes. observe(states, queries, gallery) -> states: what the
+    gallery as a whole decides for these queries. needs(points): the assets they read. together: a
+    tag whose queries are observed together (all of a gallery's, where the task has no such tag).
+    by_features: queries that agree in the features that are read score the same, and are ranked
+    once. inputs: name -> producer of further features, for `create_features.py --inputs NAME`.
+    steps: the components of --ablation, each with the parameters that take it away. compared:
+    parameter -> methods that a sweep of it is compared with. caution(parameters): what of a setting
+    ranks otherwise than its user may mean, in words, or "". parts(state, queries, gallery): what
+    the scores of a state are made of, for pages that explain them, or None. draws(method, names):
+    of a method that reads one of several draws, a method for each that the query features of these
+    names hold. On a CPU observe and scores run in several threads at once, for other queries each:
+    what is not of the call is not to be changed.
     """
 
     name: str

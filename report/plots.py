@@ -179,7 +179,7 @@ def drawable(text: str) -> str:
     return "".join(
         char
         if ord(char) in _glyphs() and bidirectional(char) not in ("R", "AL")
-        else char.encode("ascii", "backslashreplace").decode()
+        else char.encode("unicode_escape").decode()
         for char in text
     )
 

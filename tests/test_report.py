@@ -471,7 +471,7 @@ class TestPlots:
         assert f"<!-- best: mAP 2.00 at corpus = {name} -->" in svg
 
     @pytest.mark.filterwarnings("error")
-    @pytest.mark.parametrize("name", ["猫 at night", "كوب", "a mug " * 20])
+    @pytest.mark.parametrize("name", ["猫 at night", "كوب", "by\tday\x06", "a mug " * 20])
     def test_names_that_the_font_lacks_are_drawn_by_their_numbers(
         self, world, evaluations, tmp_path, name
     ):
@@ -481,7 +481,7 @@ class TestPlots:
         task = dataclasses.replace(task, queries=dataclasses.replace(task.queries, tags=tags))
         first = dataclasses.replace(evaluations[0], task=task)
         write_plots(tmp_path, [first])
-        shown = name.encode("ascii", "backslashreplace").decode()
+        shown = name.encode("unicode_escape").decode()
         assert f"<!-- {shown if len(name) < 18 else 'a mug a mug a mug…'} -->" in drawn(
             tmp_path / "by_group.svg"
         )
