@@ -149,12 +149,10 @@ def _relabel_rows(features: Features, found: Found) -> Features:
     now = {split: icir.read_annotation(found.root, split, source) for split in SPLITS}
     matched = match_rows(features, now)
     manifest = features.manifest or {}
-    query, database = (now[split] for split in SPLITS)
-    dataset = Dataset(found.name, found.root)
+    query = now["query"]
     renewed = {
         "texts": _still_asked(manifest, query.texts, query.lines),
-        "repeated": icir.find_repeated(database, dataset),
-        "own_images": icir.find_own_images(query, database, dataset),
+        **icir.find_listed_again(now, Dataset(found.name, found.root)),
         "skipped": _still_skipped(manifest, now),
         "counts": {split: len(own.lines) for split, own in matched.kept.items()},
     }

@@ -11,7 +11,7 @@ its text is the query's; rows with another text that is asked of the instance ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,13 +102,26 @@ def read_annotation(root: Path, split: str, source: str) -> Annotation:
     return Annotation(split, path, sha256_file(path), image_paths, texts, instances, lines)
 
 
-def find_repeated(database: Annotation, dataset: Dataset) -> dict:
-    """Gallery rows that list an image of their instance again, under any spelling of its path.
+def find_listed_again(annotations: Mapping[str, Annotation], dataset: Dataset) -> dict[str, dict]:
+    """What a manifest says of images that are listed more than once, under any spelling of a path.
 
-    {"count", "row", "first" (its path), "of" (the row that lists it), "spelled" (a path -> the
-    first one that names its file, where they differ)}, rows by their lines, or {} for none.
+    repeated: of gallery rows that list an image of their instance again; own_images: of queries
+    whose own image is a gallery row of their instance.
     """
-    spelled = find_spellings(database.image_paths, dataset)
+    query, database = (annotations[split] for split in SPLITS)
+    spelled = find_spellings([*database.image_paths, *query.image_paths], dataset)
+    return {
+        "repeated": _find_repeated(database, spelled),
+        "own_images": _find_own_images(query, database, spelled),
+    }
+
+
+def _find_repeated(database: Annotation, spelled: Mapping[str, str]) -> dict:
+    """{"count", "row", "first" (its path), "of" (the row that lists it), "spelled"}; {} for none.
+
+    Rows by their lines; spelled: a path of the gallery -> the first one that names its file, where
+    they differ.
+    """
     seen: dict[tuple[str, str], int] = {}
     again = []
     for row, (path, instance) in enumerate(
@@ -117,7 +130,8 @@ def find_repeated(database: Annotation, dataset: Dataset) -> dict:
         known = seen.setdefault((instance, spelled.get(path, path)), row)
         if known != row:
             again.append((row, known))
-    found: dict = {"spelled": spelled} if spelled else {}
+    own = {path: spelled[path] for path in database.image_paths if path in spelled}
+    found: dict = {"spelled": own} if own else {}
     if again:
         row, known = again[0]
         first = {"row": database.lines[row], "first": database.image_paths[row]}
@@ -125,12 +139,8 @@ def find_repeated(database: Annotation, dataset: Dataset) -> dict:
     return found
 
 
-def find_own_images(query: Annotation, database: Annotation, dataset: Dataset) -> dict:
-    """Queries whose own image is a gallery row of their instance, under any spelling of its path.
-
-    {"count", "row", "first" (its path), "of" (the gallery row)}, rows by their lines; {} for none.
-    """
-    spelled = find_spellings([*database.image_paths, *query.image_paths], dataset)
+def _find_own_images(query: Annotation, database: Annotation, spelled: Mapping[str, str]) -> dict:
+    """{"count", "row", "first" (its path), "of" (the gallery row)}, rows by lines; {} for none."""
 
     def shown(own: Annotation) -> list[tuple[str, str]]:
         paths = (spelled.get(path, path) for path in own.image_paths)

@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import Found
-from benchmarks.icir import (
-    LABELS,
-    Annotation,
-    find_own_images,
-    find_repeated,
-    read_annotation,
-)
+from benchmarks.icir import LABELS, Annotation, find_listed_again, read_annotation
 from extraction.encoding import Settings
 from extraction.job import Job
 from extraction.manifest import describe, identify, is_finished
@@ -188,10 +182,7 @@ class LabelledWork:
         manifest = manifest | {
             **remark_images(self.pixels, summaries),
             "texts": {"query": said} if said else {},
-            "repeated": find_repeated(self.annotations["database"], self.dataset),
-            "own_images": find_own_images(
-                self.annotations["query"], self.annotations["database"], self.dataset
-            ),
+            **find_listed_again(self.annotations, self.dataset),
             "counts": {split: int(kept[split].keep.sum()) for split in SPLITS},
             "skipped": [{"split": s, **entry} for s in SPLITS for entry in kept[s].skipped],
             "without_row": {split: kept[split].unmatched for split in SPLITS},
