@@ -47,7 +47,7 @@ def run_plan(
     with quick_imports(), doing("loading PyTorch and the features", at_once=True):
         from tqdm import tqdm
 
-        from utils_storage import is_native, load_features, manifest_hash
+        from utils_storage import is_native, load_features
 
         place = (places.features, backbone, name)
         # Pickles need torch first.
@@ -57,12 +57,7 @@ def run_plan(
             from utils_assets import load_assets
             from utils_evaluation import evaluate
             from utils_labels import with_current_labels
-            from utils_protocol import (
-                apply_protocol,
-                describe_odd,
-                left_out,
-                refuse_clashes,
-            )
+            from utils_protocol import apply_protocol, describe_odd, refuse_clashes
 
     with doing("reading features and annotation"):
         features = loaded() if loaded else plan.read_features(places, dataset)
@@ -79,8 +74,10 @@ def run_plan(
         assets = load_assets(places, features, distinct, device)
     try:
         if added:
-            evaluated = added.evaluate(features, distinct, assets, device, ties)
+            judged = added.evaluate(features, distinct, assets, device, ties)
+            evaluated = judged.evaluations
         else:
+            judged = None
             evaluated = evaluate(
                 features,
                 distinct,
@@ -101,23 +98,35 @@ def run_plan(
     if added and not added.is_first:
         return
     found = dict(zip(distinct, evaluated, strict=True))
-    facts = {
-        "dataset": features.dataset,
-        "ties": ties,
-        "gallery": "all" if protocol.whole_gallery else "",
-        "left_out": left_out(features.manifest),
-        "notes": "; ".join((*features.task.notes, *news)),
-        "features": manifest_hash(features),
-        "version": code_version() or "unknown",
-        **(added.facts if added else {}),
-    }
+    remarks = judged.remarks if judged else []
+    facts = _facts(features, ties, protocol, [*news, *remarks])
+    facts |= judged.facts if judged else {}
     if output.page:
         page = partial(output.page, about=_about(features, facts), viewed=features.viewed)
         output = replace(output, page=page)
     with doing("writing results"):
         plan.write([found[run] for run in plan.runs], facts, output)
-    for line in (*news, *describe_odd(features.task, features.manifest, protocol)):
+    said = [*news, *(f"warning: {remark}" for remark in remarks)]
+    for line in (*said, *describe_odd(features.task, features.manifest, protocol)):
         say(line, error=True)
+
+
+def _facts(
+    features: Features, ties: str, protocol: Protocol, notes: Sequence[str]
+) -> dict[str, str]:
+    """What every row of the tables says of its run. notes: further ones than the task's."""
+    from utils_protocol import left_out
+    from utils_storage import manifest_hash
+
+    return {
+        "dataset": features.dataset,
+        "ties": ties,
+        "gallery": "all" if protocol.whole_gallery else "",
+        "left_out": left_out(features.manifest),
+        "notes": "; ".join((*features.task.notes, *notes)),
+        "features": manifest_hash(features),
+        "version": code_version() or "unknown",
+    }
 
 
 def _about(features: Features, facts: dict[str, str]) -> dict[str, str | list[str]]:

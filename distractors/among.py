@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distractors.counting import Counting, Part, find_thresholds, listen
-from distractors.passes import Found
+from distractors.passes import LEFT_OUT, Found
 from distractors.pool import QUERIES_AT_ONCE, Pool
 from distractors.questions import Among, Answers, Asking, Unanswered, take_in
 from utils_evaluation import Evaluation, evaluate, measure_columns, plan_columns
@@ -291,8 +291,7 @@ def evaluate_among(
             break
         with torch.inference_mode():
             work = Asking.of(answers)
-            read = list(dict.fromkeys([*work.sums, *(["image"] if work.k else [])]))
-            take_in(answers, work, run_work(work, kinds=read), pool)
+            take_in(answers, work, run_work(work, kinds=kinds), pool)
     speaking = {method: own.speaking() for method, own in heard.items()}
     evaluated = evaluate(features, _with_methods(runs, speaking), assets, device, ties)
     with torch.inference_mode():
@@ -302,12 +301,13 @@ def evaluate_among(
         counting = count_against(parts, features, kinds)
         found = run_work(counting, kinds=kinds)
     counts = counts_of_runs(counting, found, len(runs), len(features.task.gallery))
+    ranked = len(pool) - int(found[LEFT_OUT][0])
     total = time.perf_counter() - start
     working = sum(evaluation.seconds for evaluation in evaluated) or 1.0
     return [
         rank_among(
             replace(e, run=run, seconds=total * e.seconds / working, total_seconds=total),
-            *(own, len(pool), ties),
+            *(own, ranked, ties),
         )
         for e, run, own in zip(evaluated, runs, counts, strict=True)
     ]

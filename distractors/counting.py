@@ -398,8 +398,8 @@ class UnitCounter:
         self._near: list[list[tuple[int, Near, dict[str, Tensor]]]] = [[] for _ in counting.parts]
         self._buffers: dict[str, Tensor] = {}
 
-    def add(self, first: int, raw: Mapping[str, Tensor]) -> None:
-        """Count some rows, (n, D) by kind. first: the pool's number of the first (no matter)."""
+    def add(self, number: Tensor, raw: Mapping[str, Tensor]) -> None:
+        """Count some rows, (n, D) by kind, whatever their numbers in the pool are."""
         kinds = {name: Rows(values, values.norm(dim=1)) for name, values in raw.items()}
         product = {name: self._product(name, rows) for name, rows in kinds.items()}
         parts = zip(self._counting.parts, self._counting.compared.asked, strict=True)

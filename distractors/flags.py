@@ -33,6 +33,11 @@ FLAGS = {
         "help": "whether means, moments and neighbours are the gallery's, or the distractors' too "
         "(default: all)",
     },
+    "on_bad_row": {
+        "choices": ("fail", "skip"),
+        "help": "stop at a distractor that is zero, infinite or NaN, or leave such rows out, which "
+        "tables then say (default: fail)",
+    },
     "fresh": {
         "action": "store_true",
         "help": "count anew what an earlier, perhaps interrupted run has counted",
@@ -60,6 +65,7 @@ class Asked:
     paths: tuple[Path, ...]
     limits: tuple[int, ...] = ()
     neighbours: str = "all"
+    skips_bad: bool = False
     fresh: bool = False
     timeout: float = TIMEOUT
 
@@ -83,6 +89,7 @@ def asked_for(given: dict, one_number: bool) -> Asked | None:
         tuple(given["distractors"]),
         limits,
         given["neighbours_from"] or "all",
+        given["on_bad_row"] == "skip",
         given["fresh"],
         given["rank_timeout"] or TIMEOUT,
     )
@@ -102,7 +109,7 @@ def adding(asked: Asked | None, results: Path) -> Iterator[list[Added | None]]:
     from distractors.running import Added
     from utils_ranks import joined_ranks
 
-    pool = replace(open_pool(asked.paths), cuts=asked.limits)
+    pool = replace(open_pool(asked.paths), cuts=asked.limits, skips_bad=asked.skips_bad)
     pools = [pool.first(limit) for limit in asked.limits] or [pool]
     with joined_ranks(asked.timeout) as group:
         yield [

@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 
 Found = Mapping[str, np.ndarray]
 
+# How many rows were left out, and the pool's number of the first, int64 (2,).
+LEFT_OUT = "left_out"
+NONE_LEFT_OUT = np.array([0, np.iinfo(np.int64).max])
+
 
 class UnitWork(Protocol):
     """Takes in the rows of a unit, a few at a time, and says what it found."""
 
-    def add(self, first: int, raw: Mapping[str, Tensor]) -> None: ...
+    def add(self, number: Tensor, raw: Mapping[str, Tensor]) -> None: ...
 
     def result(self) -> Found: ...
 
@@ -85,11 +89,12 @@ def run_pass(
     """What a work finds in a pool, in all units, whoever of the group reads which.
 
     kinds: the features of rows that it reads. progress: wraps the numbers of rows that are done,
-    one after the other, and is told how many there are, and the work. Raises UserError for a row
-    that is zero, infinite or NaN, and if the group falls apart; what was found before is kept.
+    one after the other, and is told how many there are, and the work. What is found has LEFT_OUT
+    too. Raises UserError for a row that is zero, infinite or NaN, unless the pool leaves these out
+    and has others, and if the group falls apart; what was found before is kept.
     """
     digest = hashlib.sha256()
-    for part in (*work.content(), repr(tuple(kinds)).encode()):
+    for part in (*work.content(), repr((LEFT_OUT, *kinds)).encode()):
         digest.update(part)
     name = digest.hexdigest()[:16]
     units = pool.units()
@@ -99,13 +104,18 @@ def run_pass(
     def find(unit: Unit) -> tuple[int, Found]:
         identity = pool.identity(unit)
         found = kept.load(name, identity)
-        if found is None:
-            counter = work.counter()
-            for first, raw in pool.chunks(unit, kinds, device, work.rows_at_once):
+        if found is None or (found[LEFT_OUT][0] and not pool.skips_bad):
+            counter, left_out = work.counter(), [NONE_LEFT_OUT]
+            for chunk in pool.chunks(unit, kinds, device, work.rows_at_once):
                 if interrupted.is_set():
                     raise KeyboardInterrupt
-                counter.add(first, raw)
-            found = counter.result()
+                if len(chunk.number):
+                    counter.add(chunk.number, chunk.raw)
+                if len(chunk.bad):
+                    left_out.append(np.array([len(chunk.bad), chunk.bad[0]]))
+            found = {LEFT_OUT: _joined(left_out)}
+            if found[LEFT_OUT][0] < len(unit):
+                found |= counter.result()
             kept.save(name, identity, found)
         return len(unit), found
 
@@ -113,8 +123,13 @@ def run_pass(
         nonlocal total
         mine = (units[number] for number in group.deal(len(units)))
         for rows, found in _in_threads(find, mine, len(units), device, interrupted):
-            total = found if total is None else work.join([total, found])
+            total = found if total is None else join([total, found])
             yield rows
+
+    def join(found: Sequence[Found]) -> Found:
+        left_out = {LEFT_OUT: _joined([own[LEFT_OUT] for own in found])}
+        told = [own for own in found if len(own) > 1]  # the others had no row
+        return {**work.join(told), **left_out} if told else left_out
 
     for _ in progress(done(), len(pool), work):
         pass
@@ -124,7 +139,16 @@ def run_pass(
             "the ranks do not count against the same scores: their features, flags or processors "
             "differ; run them on equal machines with one --features_dir"
         )
-    return work.join([own for own in found if own is not None])
+    everything = join([own for own in found if own is not None])
+    if everything[LEFT_OUT][0] == len(pool):
+        raise UserError(f"--distractors: all {len(pool)} rows are zero or not finite")
+    return everything
+
+
+def _joined(left_out: Sequence[np.ndarray]) -> np.ndarray:
+    """What LEFT_OUT is of some parts together."""
+    count, first = np.stack(left_out).T
+    return np.array([count.sum(), first.min()])
 
 
 def _in_threads(

@@ -46,6 +46,11 @@ class Shard:
     def path(self) -> Path:
         return self.files["image"].path
 
+    @property
+    def place(self) -> Path:
+        """What messages call it: its file, or the folder of several."""
+        return self.path if len(self.files) == 1 else self.path.parent
+
     def __len__(self) -> int:
         return self.files["image"].shape[0]
 
@@ -64,17 +69,32 @@ class Unit:
 
 
 @dataclass(frozen=True, eq=False)
+class Chunk:
+    """Rows that are scored together, (n, D) float32 by kind, as they are stored, on the device.
+
+    number: the pool's numbers of the rows, increasing int64 (n,). bad: those of the rows among them
+    that are left out, int64 (b,).
+    """
+
+    number: Tensor
+    raw: Mapping[str, Tensor]
+    bad: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Pool:
     """The first `rows` rows of some shards.
 
     name: what tables call it. cuts: further numbers of rows at which units end, so that what is
-    counted of a smaller pool is part of a larger one.
+    counted of a smaller pool is part of a larger one. skips_bad: rows that are zero, infinite or
+    NaN are left out, not refused.
     """
 
     name: str
     shards: Sequence[Shard]
     rows: int
     cuts: tuple[int, ...] = ()
+    skips_bad: bool = False
 
     def __len__(self) -> int:
         return self.rows
@@ -121,10 +141,11 @@ class Pool:
 
     def chunks(
         self, unit: Unit, kinds: Sequence[str], device: torch.device, at_once: int
-    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """The rows of a unit, so many at a time: the pool's number of the first, (n, D) by kind.
+    ) -> Iterator[Chunk]:
+        """The rows of a unit, so many at a time.
 
-        float32, as they are stored. Raises UserError for a row that is zero, infinite or NaN.
+        Raises UserError for a row that is zero, infinite or NaN in one of the kinds, unless such
+        rows are left out.
         """
         import torch
 
@@ -132,9 +153,21 @@ class Pool:
         for start in range(unit.start, unit.stop, at_once):
             rows = slice(start, min(start + at_once, unit.stop))
             raw = {n: torch.from_numpy(files[n].read(rows)).to(device).float() for n in kinds}
-            for name, values in raw.items():
-                _check_rows(values, files[name].path, start)
-            yield unit.first + start - unit.start, raw
+            bad = {name: _bad_rows(values) for name, values in raw.items()}
+            for name, lost in bad.items():
+                if len(lost) and not self.skips_bad:
+                    raise UserError(_refusal(files[name].path, start + int(lost[0])))
+            number = np.arange(rows.start, rows.stop) + unit.first - unit.start
+            lost = np.unique(np.concatenate([*bad.values()]))
+            left = torch.from_numpy(np.delete(np.arange(len(number)), lost)).to(device)
+            if len(lost):
+                raw = {name: values[left] for name, values in raw.items()}
+            yield Chunk(left + int(number[0]), raw, number[lost])
+
+    def place(self, number: int) -> str:
+        """What messages call a row: its number in its file, and this."""
+        shard = int(np.searchsorted(self.starts, number, side="right")) - 1
+        return f"row {number - self.starts[shard] + 1} of {self.shards[shard].place}"
 
     def gather(self, rows: np.ndarray, kind: str = "image") -> np.ndarray:
         """Rows of the pool by their numbers, increasing int64 (n,): float32 (n, D), as stored."""
@@ -151,14 +184,17 @@ def rows_at_once(vectors: int, queries: int) -> int:
     return max(1, min(MOST_ROWS, SCORES_OF_A_PART // queries, SCORES_HELD // vectors))
 
 
-def _check_rows(values: Tensor, path: Path, start: int) -> None:
+def _bad_rows(values: Tensor) -> np.ndarray:
+    """The rows that have no direction: zero, infinite, NaN."""
     length = values.norm(dim=1)
-    bad = (~((length > 0) & length.isfinite())).nonzero()
-    if len(bad):
-        raise UserError(
-            f"{path}: row {start + int(bad[0]) + 1} is zero or not finite; remove it, or leave the "
-            "file out (what has been counted of the others is kept)"
-        )
+    return (~((length > 0) & length.isfinite())).nonzero()[:, 0].cpu().numpy()
+
+
+def _refusal(path: Path, row: int) -> str:
+    return (
+        f"{path}: row {row + 1} is zero or not finite; leave such rows out with --on_bad_row skip, "
+        "or mend the file (what has been counted of the others is kept)"
+    )
 
 
 # ---------------------------------------------------------------------------------------------

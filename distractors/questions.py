@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distractors.passes import LEFT_OUT
 from distractors.pool import QUERIES_AT_ONCE, rows_at_once
 from utils import UserError
 from utils_retrieval import Gallery, Rows, equal_rows
@@ -44,22 +45,29 @@ class Nearest:
 
 @dataclass(eq=False)
 class Answers:
-    """What is known of a pool of `rows` rows, and what is asked of it.
+    """What is known of a pool, and what is asked of it.
 
-    device: where answers are to be. sums: (kind, whether products are known) -> float64 sum of its
-    unit rows (D,) and of their outer products (D, D), or None. nearest: digest of vectors and k ->
+    rows: how many it has; left_out: how many of them are none, known once it was read. device:
+    where answers are to be. sums: (kind, whether products are known) -> float64 sum of its unit
+    rows (D,) and of their outer products (D, D), or None. nearest: digest of vectors and k ->
     Nearest. numbers, vectors: the pool's rows that are neighbours, increasing int64 (n,), as they
     are stored, (n, D).
     """
 
     rows: int
     device: Any
+    left_out: int = 0
     sums: dict[tuple[str, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
     nearest: dict[bytes, Nearest] = field(default_factory=dict)
     numbers: Tensor | None = None
     vectors: Tensor | None = None
     open_sums: set[tuple[str, bool]] = field(default_factory=set)
     open_nearest: dict[bytes, tuple[Tensor, int]] = field(default_factory=dict)
+
+    @property
+    def ranked(self) -> int:
+        """How many rows there are to be ranked."""
+        return self.rows - self.left_out
 
     @property
     def is_open(self) -> bool:
@@ -127,11 +135,11 @@ class Among(Gallery):
     def mean(self, of: str = "image") -> Tensor:
         pool, _ = self.answers.ask_sums(of, False)
         own = self.own.remember(("sum", of), lambda: sum_of_units(self.own.kinds[of]))
-        return ((own + pool) / len(self)).float()
+        return ((own + pool) / (len(self.own) + self.answers.ranked)).float()
 
     def moments(self, vectors: Tensor, of: str = "image") -> tuple[Tensor, Tensor]:
         total, products = self.answers.ask_sums(of, True)
-        rows, count = self.answers.rows, len(self.own)
+        rows, count = self.answers.ranked, len(self.own)
         vectors64 = vectors.double()
         own = self.own.similarity(vectors, of=of).double()
         own_mean, own_squares = own.mean(1), own.var(1, correction=0) * count
@@ -253,8 +261,8 @@ class UnitAnswers:
         self._sums: dict[str, Any] = {}
         self._best: tuple[Tensor, Tensor] | None = None
 
-    def add(self, first: int, raw: Mapping[str, Tensor]) -> None:
-        """Take in some rows, (n, D) by kind, of which the first is row `first` of the pool."""
+    def add(self, number: Tensor, raw: Mapping[str, Tensor]) -> None:
+        """Take in some rows, (n, D) by kind. number: int64 (n,), their numbers in the pool."""
         for kind, products in self._asking.sums.items():
             unit = raw[kind].double()
             unit /= unit.norm(dim=1, keepdim=True)
@@ -262,12 +270,12 @@ class UnitAnswers:
             if products:
                 self._add(f"sum_products_{kind}", unit.T @ unit)
         if self._asking.vectors is not None:
-            self._find_nearest(first, raw["image"])
+            self._find_nearest(number, raw["image"])
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name].add_(value) if name in self._sums else value
 
-    def _find_nearest(self, first: int, raw: Tensor) -> None:
+    def _find_nearest(self, pool_number: Tensor, raw: Tensor) -> None:
         import torch
 
         similarity = self._asking.vectors @ (raw / raw.norm(dim=1, keepdim=True)).T
@@ -281,7 +289,7 @@ class UnitAnswers:
             return
         value, column = similarity[better].topk(min(k, similarity.shape[1]), dim=1)
         value = torch.cat([best[better], value], dim=1)
-        number = torch.cat([rows[better], column + first], dim=1)
+        number = torch.cat([rows[better], pool_number[column]], dim=1)
         value, place = value.topk(k, dim=1)
         best[better], rows[better] = value, number.gather(1, place)
 
@@ -304,12 +312,13 @@ def take_in(answers: Answers, asking: Asking, found: Mapping[str, np.ndarray], p
     def held(name: str) -> Tensor:
         return torch.from_numpy(found[name]).to(answers.device)
 
+    answers.left_out = int(found[LEFT_OUT][0])
     for kind, products in asking.sums.items():
         total = held(f"sum_{kind}").double() * UNIT_OF_SUMS
         outer = held(f"sum_products_{kind}").double() * UNIT_OF_SUMS if products else None
         answers.sums[kind, products] = total, outer
     if asking.vectors is not None:
-        _take_in_nearest(answers, asking, held("rows"), pool)
+        _take_in_nearest(answers, asking, held("rows")[:, : answers.ranked], pool)
     answers.open_sums.clear()
     answers.open_nearest.clear()
 

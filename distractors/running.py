@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distractors.among import Distractors, evaluate_among, ranked_views
 from distractors.counting import Counting
-from distractors.passes import Kept, Work, run_pass
+from distractors.passes import LEFT_OUT, NONE_LEFT_OUT, Found, Kept, Work, run_pass
 from distractors.pool import Pool, check_pool
 from utils import UserError, file_safe, say
 from utils_evaluation import evaluate
@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from utils_storage import Features
 
 KEPT = "distractor_counts"  # folder below a data set's results
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What comes of runs among distractors: what tables say of these, and what is to be said."""
+
+    evaluations: list[Evaluation]
+    facts: dict[str, str]
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,10 @@ class Added:
         own, curve = ("_".join(self._words(rows)) for rows in (str(len(self.pool)), "curve"))
         return folder.with_name(folder.name.replace(own, curve))
 
-    @property
-    def facts(self) -> dict[str, str]:
-        """What the rows of tables say of them."""
+    def _facts(self, ranked: int) -> dict[str, str]:
+        """What the rows of tables say of them. ranked: how many there were."""
         return {
-            "distractors": str(len(self.pool)),
+            "distractors": str(ranked),
             "pool": self.pool.name,
             "neighbours": self.neighbours,
         }
@@ -76,7 +84,7 @@ class Added:
         assets: Assets,
         device: torch.device,
         ties: str,
-    ) -> list[Evaluation]:
+    ) -> Judged:
         """The runs among the distractors.
 
         Raises UserError for a pool that does not fit, and for a task without known positives.
@@ -91,11 +99,17 @@ class Added:
                 "leave --distractors"
             )
         if not len(self.pool):
-            return evaluate(features, runs, assets, device, ties)
+            return Judged(evaluate(features, runs, assets, device, ties), self._facts(0))
         folder = self.results / features.dataset / KEPT
         if self.fresh:
             forget(folder, self.group)
-        run_work = partial(
+        found: list[Found] = []
+
+        def run_work(work: Work, **options) -> Found:
+            found.append(run_whole(work, **options))
+            return found[-1]
+
+        run_whole = partial(
             run_pass,
             pool=self.pool,
             kept=Kept(folder),
@@ -103,7 +117,10 @@ class Added:
             progress=self._show if self.is_first else lambda rows, count, work: rows,
         )
         distractors = Distractors(self.pool, run_work, self.neighbours)
-        return evaluate_among(features, runs, assets, device, distractors, ties)
+        evaluations = evaluate_among(features, runs, assets, device, distractors, ties)
+        left_out, first = (found[-1][LEFT_OUT] if found else NONE_LEFT_OUT).tolist()
+        remarks = [describe_left_out(left_out, first, self.pool)] if left_out else []
+        return Judged(evaluations, self._facts(len(self.pool) - left_out), remarks)
 
     def _show(self, rows: Iterator[int], count: int, work: Work) -> Iterator[int]:
         """A progress bar of rows; those of other ranks count when all are done."""
@@ -123,6 +140,14 @@ class Added:
     def is_first(self) -> bool:
         """Whether this process is the one that speaks and writes."""
         return self.group.ranks.rank == 0
+
+
+def describe_left_out(count: int, first: int, pool: Pool) -> str:
+    """The line on rows that were left out. first: the pool's number of the first one."""
+    return (
+        f"{count} of {len(pool)} distractors are zero or not finite and were left out; the first: "
+        f"{pool.place(first)}"
+    )
 
 
 def forget(folder: Path, group: Group) -> None:

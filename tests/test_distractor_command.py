@@ -212,6 +212,38 @@ def test_a_spoiled_file_is_named_and_the_others_counts_are_kept(
     assert read == list(range(FILES))
 
 
+def test_bad_rows_are_left_out_on_demand(world, tmp_path):
+    """The same tables from three ranks, and from a killed and continued process, which say so."""
+    pool = spoiled(world, tmp_path, with_nan)
+    rows = np.load(pool / "img_emb_6.npy")
+    rows[-1] = 0
+    np.save(pool / "img_emb_6.npy", rows)
+
+    def command(name: str, *flags: str) -> list[str]:
+        places = ("--distractors", str(pool), "--distractors_limit", "250", str(ROWS))
+        return arguments(world, tmp_path / name, *BASIC, *places, *flags)
+
+    skipping = ("--on_bad_row", "skip")
+    killed = start([KILLED, *command("killed", *skipping)], KILLED_AT="12")
+    three = ended(start_ranks([RETRIEVAL, *command("three", *skipping)], 3))
+    (lost,) = ended([killed])
+    assert [status for status, _ in (*three, lost)] == [0, 0, 0, -9], three
+    (continued,) = ended([start([RETRIEVAL, *command("killed", *skipping)])])
+    said = (
+        f"2 of {ROWS} distractors are zero or not finite and were left out; the first: row 4 of "
+        f"{pool / 'img_emb_5.npy'}"
+    )
+    assert all(f"warning: {said}\n" in text for _, text in (three[0], continued))
+    results = results_of(tmp_path / "three")
+    assert results == results_of(tmp_path / "killed")
+    (curve,) = (rows for name, rows in results.items() if "curve" in name)
+    assert [row["distractors"] for row in curve] == ["250", str(ROWS - 2)]
+    assert [row["notes"].endswith(said) for row in curve] == [False, True]
+    refused = r"img_emb_5.npy: row 4 is zero or not finite; .* --on_bad_row skip"
+    with pytest.raises(UserError, match=refused):  # though it is counted without these rows
+        run_retrieval.main(command("three"))
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

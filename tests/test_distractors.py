@@ -22,6 +22,7 @@ from distractors.among import Distractors, Overheard, evaluate_among
 from distractors.passes import Kept, run_pass
 from distractors.pool import open_pool
 from methods import list_methods
+from utils import UserError
 from utils_evaluation import evaluate
 from utils_features import load_encoder
 from utils_ranks import Group
@@ -237,6 +238,30 @@ def test_every_method_ranks_as_in_one_gallery(tmp_path, many, monkeypatch, parts
     expected = evaluate_exactly(joined, runs, assets)
     pool = features_pool(tmp_path, made, parts)
     check_equal(evaluate_among(alone, runs, assets, CPU, among(pool, tmp_path / "kept")), expected)
+
+
+def with_bad_rows(rows, places, values=(0, np.nan, np.inf)):
+    """The rows with bad ones before those at some places, and in what is then the second unit."""
+    bad = [np.full(rows.shape[1], values[n % len(values)]) for n in range(len(places))]
+    return np.insert(rows, places, bad, axis=0).astype(np.float32)
+
+
+def test_bad_rows_are_left_out_on_demand(tmp_path, many, monkeypatch):
+    """A whole unit of them and single ones; the others rank as if there were no such rows."""
+    monkeypatch.setattr(distractors.pool, "ROWS_OF_A_UNIT", 40)
+    monkeypatch.setattr(distractors.pool, "MOST_ROWS", 30)
+    alone, joined, runs, assets, made = many
+    places = [3, *[40 - 1] * 40, 150, 300]  # the second unit is bad, and the last row
+    spoiled = {kind: with_bad_rows(rows, places) for kind, rows in made.items()}
+    mended = np.isfinite(spoiled["cvsi_caption"]).all(1) & spoiled["cvsi_caption"].any(1)
+    assert np.flatnonzero(~mended).tolist() == [3, *range(40, 80), 191, 342]
+    spoiled["image"][3] = 1  # bad by its caption alone
+    pool = features_pool(tmp_path, spoiled, 1)
+    with pytest.raises(UserError, match=r"database_cvsi_caption.npy: row 4 is zero.*on_bad_row"):
+        evaluate_among(alone, runs, assets, CPU, among(pool, tmp_path / "kept"))
+    pool = replace(pool, skips_bad=True)
+    found = evaluate_among(alone, runs, assets, CPU, among(pool, tmp_path / "kept"))
+    check_equal(found, evaluate_exactly(joined, runs, assets))
 
 
 def test_methods_may_observe_the_gallery_alone(tmp_path, many):

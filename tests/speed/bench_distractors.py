@@ -97,7 +97,8 @@ def run(folder: Path, name: str, rows: int, at_once: int | None) -> None:
 
     running.run_pass = timed
     with adding(asked_for(vars(args), True), args.results_dir) as (added,):
-        (evaluation,) = added.evaluate(features, plan.runs, assets, device, "row")
+        judged = added.evaluate(features, plan.runs, assets, device, "row")
+        (evaluation,) = judged.evaluations
 
     needed = 0.0
     for work, seconds in passes:
