@@ -144,6 +144,13 @@ def not_negative(text: str) -> int:
     return int(text)
 
 
+def positive_share(text: str) -> float:
+    """A number above 0 and at most 1, for argparse."""
+    if not 0 < float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return float(text)
+
+
 def refuse_idle(idle: Iterable[str], where: str) -> None:
     """Raise UserError for the first of these flags: they were given and would change nothing.
 

@@ -98,15 +98,14 @@ def run_plan(
     if added and not added.is_first:
         return
     found = dict(zip(distinct, evaluated, strict=True))
-    remarks = judged.remarks if judged else []
-    facts = _facts(features, ties, protocol, [*news, *remarks])
+    facts = _facts(features, ties, protocol, [*news, *(judged.notes if judged else ())])
     facts |= judged.facts if judged else {}
     if output.page:
         page = partial(output.page, about=_about(features, facts), viewed=features.viewed)
         output = replace(output, page=page)
     with doing("writing results"):
         plan.write([found[run] for run in plan.runs], facts, output)
-    said = [*news, *(f"warning: {remark}" for remark in remarks)]
+    said = [*news, *(judged.lines if judged else ())]
     for line in (*said, *describe_odd(features.task, features.manifest, protocol)):
         say(line, error=True)
 

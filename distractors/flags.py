@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import UserError, not_negative, positive, refuse_idle
+from utils import UserError, not_negative, positive, positive_share, refuse_idle
 from utils_ranks import TIMEOUT
 
 if TYPE_CHECKING:
@@ -38,6 +38,13 @@ FLAGS = {
         "help": "stop at a distractor that is zero, infinite or NaN, or leave such rows out, which "
         "tables then say (default: fail)",
     },
+    "distractors_alike": {
+        "type": positive_share,
+        "metavar": "X",
+        "help": "also say how many have a cosine of X or more with the image of a positive or of a "
+        "query (0.95: mostly the same picture) and so may be answers that nobody labelled; takes "
+        "about as long as counting for --method product",
+    },
     "fresh": {
         "action": "store_true",
         "help": "count anew what an earlier, perhaps interrupted run has counted",
@@ -66,6 +73,7 @@ class Asked:
     limits: tuple[int, ...] = ()
     neighbours: str = "all"
     skips_bad: bool = False
+    alike: float | None = None
     fresh: bool = False
     timeout: float = TIMEOUT
 
@@ -90,6 +98,7 @@ def asked_for(given: dict, one_number: bool) -> Asked | None:
         limits,
         given["neighbours_from"] or "all",
         given["on_bad_row"] == "skip",
+        given["distractors_alike"],
         given["fresh"],
         given["rank_timeout"] or TIMEOUT,
     )
@@ -118,6 +127,7 @@ def adding(asked: Asked | None, results: Path) -> Iterator[list[Added | None]]:
                 results,
                 asked.neighbours,
                 group,
+                asked.alike,
                 fresh=asked.fresh and own is pools[0],
                 is_largest=own is pools[-1],
             )

@@ -6,6 +6,7 @@ import hashlib
 import threading
 import zipfile
 import zlib
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from distractors.pool import Pool, Unit
+from distractors.pool import Chunk, Pool, Unit
 from utils import UserError, atomic_path
 from utils_ranks import Group
 
@@ -84,40 +85,35 @@ def run_pass(
     device: torch.device,
     kept: Kept,
     group: Group,
+    also: Sequence[Work] = (),
     progress: Callable[[Iterator[int], int, Work], Iterable] = lambda rows, count, work: rows,
 ) -> Found:
     """What a work finds in a pool, in all units, whoever of the group reads which.
 
     kinds: the features of rows that it reads. progress: wraps the numbers of rows that are done,
-    one after the other, and is told how many there are, and the work. What is found has LEFT_OUT
-    too. Raises UserError for a row that is zero, infinite or NaN, unless the pool leaves these out
-    and has others, and if the group falls apart; what was found before is kept.
+    one after the other, and is told how many there are, and the work. also: works that take part in
+    the same reading, each kept by itself. What is found is that of all works, and LEFT_OUT. Raises
+    UserError for a row that is zero, infinite or NaN, unless the pool leaves these out and has
+    others, and if the group falls apart; what was found before is kept.
     """
-    digest = hashlib.sha256()
-    for part in (*work.content(), repr((LEFT_OUT, *kinds)).encode()):
-        digest.update(part)
-    name = digest.hexdigest()[:16]
+    works = [work, *also]
+    names = [_digest(own, kinds) for own in works]
     units = pool.units()
-    total: Found | None = None
+    total: list[Found] | None = None
     interrupted = threading.Event()
 
-    def find(unit: Unit) -> tuple[int, Found]:
+    def find(unit: Unit) -> tuple[int, list[Found]]:
         identity = pool.identity(unit)
-        found = kept.load(name, identity)
-        if found is None or (found[LEFT_OUT][0] and not pool.skips_bad):
-            counter, left_out = work.counter(), [NONE_LEFT_OUT]
-            for chunk in pool.chunks(unit, kinds, device, work.rows_at_once):
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
-                if len(chunk.number):
-                    counter.add(chunk.number, chunk.raw)
-                if len(chunk.bad):
-                    left_out.append(np.array([len(chunk.bad), chunk.bad[0]]))
-            found = {LEFT_OUT: _joined(left_out)}
-            if found[LEFT_OUT][0] < len(unit):
-                found |= counter.result()
-            kept.save(name, identity, found)
-        return len(unit), found
+        known = {name: kept.load(name, identity) for name in names}
+        lost = [name for name, own in known.items() if own is None or _is_refused(own, pool)]
+        if lost:
+            some = [works[names.index(name)] for name in lost]
+            at_once = min(own.rows_at_once for own in some)
+            chunks = _until(interrupted, pool.chunks(unit, kinds, device, at_once))
+            for name, found in zip(lost, _read(chunks, some, len(unit)), strict=True):
+                known[name] = found
+                kept.save(name, identity, found)
+        return len(unit), list(known.values())
 
     def done() -> Iterator[int]:
         nonlocal total
@@ -126,48 +122,86 @@ def run_pass(
             total = found if total is None else join([total, found])
             yield rows
 
-    def join(found: Sequence[Found]) -> Found:
-        left_out = {LEFT_OUT: _joined([own[LEFT_OUT] for own in found])}
-        told = [own for own in found if len(own) > 1]  # the others had no row
-        return {**work.join(told), **left_out} if told else left_out
+    def join(found: Sequence[list[Found]]) -> list[Found]:
+        return [_joined(*own) for own in zip(works, zip(*found, strict=True), strict=True)]
 
     for _ in progress(done(), len(pool), work):
         pass
-    names, found = zip(*group.gather((name, total)), strict=True)
-    if len(set(names)) > 1:
+    told, found = zip(*group.gather((tuple(names), total)), strict=True)
+    if len(set(told)) > 1:
         raise UserError(
             "the ranks do not count against the same scores: their features, flags or processors "
             "differ; run them on equal machines with one --features_dir"
         )
-    everything = join([own for own in found if own is not None])
+    everything = dict(ChainMap(*join([own for own in found if own is not None])))
     if everything[LEFT_OUT][0] == len(pool):
         raise UserError(f"--distractors: all {len(pool)} rows are zero or not finite")
     return everything
 
 
-def _joined(left_out: Sequence[np.ndarray]) -> np.ndarray:
+def _digest(work: Work, kinds: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for part in (*work.content(), repr((LEFT_OUT, *kinds)).encode()):
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _is_refused(found: Found, pool: Pool) -> bool:
+    """Whether something was found without rows that the pool does not leave out."""
+    return bool(found[LEFT_OUT][0]) and not pool.skips_bad
+
+
+def _until(interrupted: threading.Event, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    for chunk in chunks:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        yield chunk
+
+
+def _read(chunks: Iterable[Chunk], works: Sequence[Work], rows: int) -> list[Found]:
+    """What each work finds in a unit of so many rows; where all are left out, LEFT_OUT alone."""
+    counters, left_out = [work.counter() for work in works], [NONE_LEFT_OUT]
+    for chunk in chunks:
+        if len(chunk.bad):
+            left_out.append(np.array([len(chunk.bad), chunk.bad[0]]))
+        for counter in counters if len(chunk.number) else ():
+            counter.add(chunk.number, chunk.raw)
+    lost = {LEFT_OUT: _left_out(left_out)}
+    is_empty = lost[LEFT_OUT][0] == rows
+    return [lost if is_empty else {**counter.result(), **lost} for counter in counters]
+
+
+def _joined(work: Work, found: Sequence[Found]) -> Found:
+    """What a work found in some parts of a pool together."""
+    lost = {LEFT_OUT: _left_out([own[LEFT_OUT] for own in found])}
+    told = [own for own in found if len(own) > 1]  # the others had no row
+    return {**work.join(told), **lost} if told else lost
+
+
+def _left_out(parts: Sequence[np.ndarray]) -> np.ndarray:
     """What LEFT_OUT is of some parts together."""
-    count, first = np.stack(left_out).T
+    count, first = np.stack(parts).T
     return np.array([count.sum(), first.min()])
 
 
 def _in_threads(
-    find: Callable[[Unit], tuple[int, Found]],
+    find: Callable[[Unit], tuple[int, list[Found]]],
     units: Iterator[Unit],
     count: int,
     device: torch.device,
     interrupted: threading.Event,
-) -> Iterator[tuple[int, Found]]:
+) -> Iterator[tuple[int, list[Found]]]:
     """find of every unit, as they come: several at once, with the threads of torch shared.
 
-    A unit is taken when a thread is free for it. device: on a GPU they are found one by one. Where
+    A unit is taken when a thread is free for it; of a GPU there are two, so that the first rows of
+    one are read while the last ones of the other are scored. Where
     one fails, the others that are at work are ended first, but not by the user's interrupt, of
     which they are told.
     """
     import torch
 
     threads = torch.get_num_threads()
-    at_once = max(1, min(threads, count)) if device.type == "cpu" else 1
+    at_once = max(1, min(threads if device.type == "cpu" else 2, count))
     torch.set_num_threads(max(1, threads // at_once))
     try:
         with ThreadPoolExecutor(at_once) as pool:

@@ -19,6 +19,7 @@ import numpy as np
 
 from utils import UserError, read_json
 from utils_assets import StoredAsset, check_same_model
+from utils_copies import copied_ahead
 from utils_storage import MappedRows
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ MOST_ROWS = 8192
 QUERIES_AT_ONCE = 512  # of a part, where a method leaves it open
 SCORES_OF_A_PART = 1 << 20
 SCORES_HELD = 1 << 25
+BYTES_READ = {"cpu": 1 << 20, "cuda": 64 << 20}  # by type of device; twice that is held
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,14 +151,13 @@ class Pool:
         """
         import torch
 
-        files = self.shards[unit.shard].files
-        for start in range(unit.start, unit.stop, at_once):
-            rows = slice(start, min(start + at_once, unit.stop))
-            raw = {n: torch.from_numpy(files[n].read(rows)).to(device).float() for n in kinds}
+        files = {kind: self.shards[unit.shard].files[kind] for kind in kinds}
+        for rows, stored in _stretches(files, unit, device, at_once):
+            raw = {name: values.float() for name, values in stored.items()}
             bad = {name: _bad_rows(values) for name, values in raw.items()}
             for name, lost in bad.items():
                 if len(lost) and not self.skips_bad:
-                    raise UserError(_refusal(files[name].path, start + int(lost[0])))
+                    raise UserError(_refusal(files[name].path, rows.start + int(lost[0])))
             number = np.arange(rows.start, rows.stop) + unit.first - unit.start
             lost = np.unique(np.concatenate([*bad.values()]))
             left = torch.from_numpy(np.delete(np.arange(len(number)), lost)).to(device)
@@ -182,6 +183,40 @@ class Pool:
 def rows_at_once(vectors: int, queries: int) -> int:
     """How many rows to score together for so many vectors, of parts of so many queries."""
     return max(1, min(MOST_ROWS, SCORES_OF_A_PART // queries, SCORES_HELD // vectors))
+
+
+def _stretches(
+    files: Mapping[str, MappedRows], unit: Unit, device: torch.device, at_once: int
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """The rows of a unit, so many at a time, as they are stored, on the device.
+
+    They are read ahead, at least BYTES_READ of them together: a GPU wants large copies.
+    """
+    import torch
+
+    row_bytes = sum(file.dtype.itemsize * file.shape[1] for file in files.values())
+    most = at_once * max(1, BYTES_READ[device.type] // (row_bytes * at_once))
+    most = min(most, len(unit))
+    shapes = {
+        kind: (most, file.shape[1], getattr(torch, file.dtype.name)) for kind, file in files.items()
+    }
+
+    def fill(rows: slice, buffers: Mapping[str, Tensor]) -> int:
+        for kind, file in files.items():
+            np.copyto(buffers[kind][: rows.stop - rows.start].numpy(), file.read(rows))
+        return rows.stop - rows.start
+
+    stretches = list(_slices(unit.start, unit.stop, most))
+    copies = copied_ahead(stretches, fill, shapes, device)
+    for stretch, stored in zip(stretches, copies, strict=True):
+        for rows in _slices(stretch.start, stretch.stop, at_once):
+            own = slice(rows.start - stretch.start, rows.stop - stretch.start)
+            yield rows, {kind: values[own] for kind, values in stored.items()}
+
+
+def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))
 
 
 def _bad_rows(values: Tensor) -> np.ndarray:

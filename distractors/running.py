@@ -10,9 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from distractors.alike import Alike, describe_alike, find_images
 from distractors.among import Distractors, evaluate_among, ranked_views
 from distractors.counting import Counting
-from distractors.passes import LEFT_OUT, NONE_LEFT_OUT, Found, Kept, Work, run_pass
+from distractors.passes import LEFT_OUT, Found, Kept, Work, run_pass
 from distractors.pool import Pool, check_pool
 from utils import UserError, file_safe, say
 from utils_evaluation import evaluate
@@ -27,31 +30,39 @@ if TYPE_CHECKING:
     from utils_retrieval import Assets
     from utils_runs import Run
     from utils_storage import Features
+    from utils_task import Task
 
 KEPT = "distractor_counts"  # folder below a data set's results
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What comes of runs among distractors: what tables say of these, and what is to be said."""
+    """What comes of runs among distractors: facts for the rows of tables, and lines to be said."""
 
     evaluations: list[Evaluation]
     facts: dict[str, str]
-    remarks: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """The lines as tables have them."""
+        return [line.partition(": ")[2] for line in self.lines]
 
 
 @dataclass(frozen=True)
 class Added:
     """Distractors that are added to a run, whose results go below `results`.
 
-    neighbours: see Distractors. fresh: what earlier passes found is forgotten. is_largest: it is
-    the last point of a curve, or all there is.
+    neighbours: see Distractors. alike: the cosine from which they are said to look like a positive,
+    or None. fresh: what earlier passes found is forgotten. is_largest: it is the last point of a
+    curve, or all there is.
     """
 
     pool: Pool
     results: Path
     neighbours: str
     group: Group
+    alike: float | None = None
     fresh: bool = False
     is_largest: bool = True
 
@@ -103,10 +114,13 @@ class Added:
         folder = self.results / features.dataset / KEPT
         if self.fresh:
             forget(folder, self.group)
+        images = [] if self.alike is None else find_images(features, positive_rows(features.task))
+        looking = [Alike.of(images, self.alike, device)] if images else []
         found: list[Found] = []
 
         def run_work(work: Work, **options) -> Found:
-            found.append(run_whole(work, **options))
+            also = looking if isinstance(work, Counting) else []
+            found.append(run_whole(work, also=also, **options))
             return found[-1]
 
         run_whole = partial(
@@ -118,9 +132,13 @@ class Added:
         )
         distractors = Distractors(self.pool, run_work, self.neighbours)
         evaluations = evaluate_among(features, runs, assets, device, distractors, ties)
-        left_out, first = (found[-1][LEFT_OUT] if found else NONE_LEFT_OUT).tolist()
-        remarks = [describe_left_out(left_out, first, self.pool)] if left_out else []
-        return Judged(evaluations, self._facts(len(self.pool) - left_out), remarks)
+        if not found:  # no query has a positive
+            return Judged(evaluations, self._facts(len(self.pool)))
+        left_out = int(found[-1][LEFT_OUT][0])
+        lines = describe_left_out(found[-1], self.pool)
+        if "alike" in found[-1]:
+            lines += describe_alike(found[-1], images, self.alike, self.pool)
+        return Judged(evaluations, self._facts(len(self.pool) - left_out), lines)
 
     def _show(self, rows: Iterator[int], count: int, work: Work) -> Iterator[int]:
         """A progress bar of rows; those of other ranks count when all are done."""
@@ -142,12 +160,26 @@ class Added:
         return self.group.ranks.rank == 0
 
 
-def describe_left_out(count: int, first: int, pool: Pool) -> str:
-    """The line on rows that were left out. first: the pool's number of the first one."""
-    return (
-        f"{count} of {len(pool)} distractors are zero or not finite and were left out; the first: "
-        f"{pool.place(first)}"
-    )
+def positive_rows(task: Task) -> np.ndarray:
+    """The gallery's rows that are positives among which distractors are ranked: int64, increasing.
+
+    Of copies the first.
+    """
+    views = ranked_views(task).values()
+    rows = np.concatenate([task.sets.gather(view.positives)[1] for view in views])
+    copy_of = task.gallery.copy_of
+    return np.unique(rows if copy_of is None else np.asarray(copy_of)[rows])
+
+
+def describe_left_out(found: Found, pool: Pool) -> list[str]:
+    """The line on rows that were left out, if there are any."""
+    count, first = found[LEFT_OUT].tolist()
+    if not count:
+        return []
+    return [
+        f"warning: {count} of {len(pool)} distractors are zero or not finite and were left out; "
+        f"the first: {pool.place(first)}"
+    ]
 
 
 def forget(folder: Path, group: Group) -> None:

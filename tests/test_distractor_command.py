@@ -14,6 +14,7 @@ from rank_processes import end_stopped, ended, start, start_ranks
 
 import distractors.pool
 import run_retrieval
+from distractors.running import positive_rows
 from utils import UserError
 from utils_storage import load_features
 
@@ -212,8 +213,22 @@ def test_a_spoiled_file_is_named_and_the_others_counts_are_kept(
     assert read == list(range(FILES))
 
 
+def count_alike(world: Path, pool: Path, least: float) -> int:
+    """How many good rows of a pool have so high a cosine with a positive."""
+    features = load_features(world / "features", "clip", "icir")
+    positives = positive_rows(features.task)
+    images = features.database("image").read(positives).astype(np.float64)
+    rows = np.concatenate([np.load(path) for path in sorted(pool.iterdir())]).astype(np.float64)
+    rows = rows[np.isfinite(rows).all(1) & rows.any(1)]
+    lengths = np.outer(np.linalg.norm(rows, axis=1), np.linalg.norm(images, axis=1))
+    return int(((rows @ images.T / lengths) >= least).any(1).sum())
+
+
 def test_bad_rows_are_left_out_on_demand(world, tmp_path):
-    """The same tables from three ranks, and from a killed and continued process, which say so."""
+    """The same tables from three ranks, and from a killed and continued process, which say so.
+
+    They say too which distractors are copies of positives.
+    """
     pool = spoiled(world, tmp_path, with_nan)
     rows = np.load(pool / "img_emb_6.npy")
     rows[-1] = 0
@@ -223,22 +238,32 @@ def test_bad_rows_are_left_out_on_demand(world, tmp_path):
         places = ("--distractors", str(pool), "--distractors_limit", "250", str(ROWS))
         return arguments(world, tmp_path / name, *BASIC, *places, *flags)
 
-    skipping = ("--on_bad_row", "skip")
-    killed = start([KILLED, *command("killed", *skipping)], KILLED_AT="12")
+    skipping = ("--on_bad_row", "skip", "--distractors_alike", "0.99")
+    killed = start([KILLED, *command("killed", *skipping)], KILLED_AT="22")
     three = ended(start_ranks([RETRIEVAL, *command("three", *skipping)], 3))
     (lost,) = ended([killed])
     assert [status for status, _ in (*three, lost)] == [0, 0, 0, -9], three
     (continued,) = ended([start([RETRIEVAL, *command("killed", *skipping)])])
-    said = (
+    bad = (
         f"2 of {ROWS} distractors are zero or not finite and were left out; the first: row 4 of "
         f"{pool / 'img_emb_5.npy'}"
     )
-    assert all(f"warning: {said}\n" in text for _, text in (three[0], continued))
+    copies = count_alike(world, pool, 0.99)
+    assert copies >= 6
+    alike = (
+        f"{copies} of {ROWS} distractors have a cosine of 0.99 or more with a positive's image, "
+        "and may be answers that nobody labelled; the first: row 1 of "
+        f"{pool / 'img_emb_0.npy'}, 1.0000 with "
+    )
+    for text in (three[0][1], continued[1]):
+        assert f"warning: {bad}\n" in text
+        assert f"warning: {alike}" in text
     results = results_of(tmp_path / "three")
     assert results == results_of(tmp_path / "killed")
     (curve,) = (rows for name, rows in results.items() if "curve" in name)
     assert [row["distractors"] for row in curve] == ["250", str(ROWS - 2)]
-    assert [row["notes"].endswith(said) for row in curve] == [False, True]
+    assert [bad in row["notes"] for row in curve] == [False, True]
+    assert [alike in row["notes"] for row in curve] == [False, True]
     refused = r"img_emb_5.npy: row 4 is zero or not finite; .* --on_bad_row skip"
     with pytest.raises(UserError, match=refused):  # though it is counted without these rows
         run_retrieval.main(command("three"))

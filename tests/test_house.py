@@ -30,7 +30,7 @@ FLOORS = (
     ("composed",),
     ("benchmarks", "methods"),
     (
-        *("utils_backbones", "utils_captions", "utils_datasets", "utils_features"),
+        *("utils_backbones", "utils_captions", "utils_copies", "utils_datasets", "utils_features"),
         *("utils_inputs", "utils_metrics", "utils_model_files", "utils_pickles"),
         *("utils_pixels", "utils_ranks", "utils_records", "utils_retrieval", "utils_task"),
         "utils_text_tower",
