@@ -223,7 +223,7 @@ class Column:
 TABLE_COLUMNS = (
     *("timestamp", "dataset", "backbone", "method", "variant", "queries", "seconds"),
     *("tied_queries", "ties", "gallery", "left_out", "notes", "features", "version"),
-    *("distractors", "pool", "neighbours"),
+    *("distractors", "pool", "neighbours", "products"),
 )
 
 

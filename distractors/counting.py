@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distractors.pool import rows_at_once
+from distractors.precision import FULL, multiply, rounded
 from utils_retrieval import Gallery, Method, Queries, Rows, equal_rows
 
 if TYPE_CHECKING:
@@ -347,11 +349,21 @@ def _as_slice(place: Tensor) -> slice | Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Counting:
-    """Everything that a counting pass needs: parts, what they compare, their thresholds."""
+    """Everything that a counting pass needs: parts, what they compare, their thresholds.
+
+    precision: the type of torch to which the factors of products are rounded.
+    """
 
     parts: Sequence[Part]
     compared: Compared
     thresholds: Sequence[Sequence[Thresholds]]
+    precision: str = FULL
+
+    @cached_property
+    def factors(self) -> dict[str, Tensor]:
+        """The vectors that are compared as factors of products, (U, D) by kind."""
+        vectors = self.compared.vectors
+        return {kind: rounded(own, self.precision) for kind, own in vectors.items()}
 
     def counter(self) -> UnitCounter:
         return UnitCounter(self)
@@ -363,6 +375,7 @@ class Counting:
 
     def content(self) -> Iterator[bytes]:
         """All that decides what is counted, for a digest."""
+        yield self.precision.encode()
         for kind, vectors in self.compared.vectors.items():
             yield kind.encode()
             yield vectors.cpu().numpy().tobytes()
@@ -387,6 +400,15 @@ class Counting:
             for run in part.runs:
                 yield run, part, values[start : start + len(part.query)]
                 start += len(part.query)
+
+    def positive(self, place: int) -> tuple[int, int, int]:
+        """Of a place in what is found of all runs: its run, query and row of the gallery."""
+        for run, part, _ in self.split(np.empty(0)):
+            if place < len(part.query):
+                query = part.queries.number[part.query[place]]
+                return run, int(query), int(part.row[place])
+            place -= len(part.query)
+        raise IndexError(place)
 
 
 class UnitCounter:
@@ -418,16 +440,15 @@ class UnitCounter:
 
     def _product(self, kind: str, rows: Rows) -> Tensor | None:
         """All vectors against some rows: (U, n), in a buffer that the next rows will reuse."""
-        import torch
-
-        vectors = self._counting.compared.vectors.get(kind)
+        vectors = self._counting.factors.get(kind)
         if vectors is None:
             return None
         unit = rows.raw / rows.length[:, None]
         size = len(vectors) * len(unit)
         if kind not in self._buffers or self._buffers[kind].numel() < size:
             self._buffers[kind] = unit.new_empty(size)
-        return torch.mm(vectors, unit.T, out=self._buffers[kind][:size].view(len(vectors), -1))
+        out = self._buffers[kind][:size].view(len(vectors), -1)
+        return multiply(vectors, rounded(unit, self._counting.precision), out)
 
     def _settle(self, number: int) -> None:
         """Count what lay near a threshold, by float64 scores."""

@@ -45,6 +45,12 @@ FLAGS = {
         "query (0.95: mostly the same picture) and so may be answers that nobody labelled; takes "
         "about as long as counting for --method product",
     },
+    "distractors_precision": {
+        "choices": ("float32", "bfloat16", "float16"),
+        "help": "round the factors of the products that count to this, which is faster on a GPU "
+        "alone; how ranks differ for it is counted among the first million rows, and said "
+        "(default: float32)",
+    },
     "fresh": {
         "action": "store_true",
         "help": "count anew what an earlier, perhaps interrupted run has counted",
@@ -74,6 +80,7 @@ class Asked:
     neighbours: str = "all"
     skips_bad: bool = False
     alike: float | None = None
+    precision: str = "float32"
     fresh: bool = False
     timeout: float = TIMEOUT
 
@@ -99,6 +106,7 @@ def asked_for(given: dict, one_number: bool) -> Asked | None:
         given["neighbours_from"] or "all",
         given["on_bad_row"] == "skip",
         given["distractors_alike"],
+        given["distractors_precision"] or "float32",
         given["fresh"],
         given["rank_timeout"] or TIMEOUT,
     )
@@ -115,10 +123,13 @@ def adding(asked: Asked | None, results: Path) -> Iterator[list[Added | None]]:
         yield [None]
         return
     from distractors.pool import open_pool
+    from distractors.precision import CHECKED_ROWS, FULL
     from distractors.running import Added
     from utils_ranks import joined_ranks
 
-    pool = replace(open_pool(asked.paths), cuts=asked.limits, skips_bad=asked.skips_bad)
+    checked = () if asked.precision == FULL else (CHECKED_ROWS,)
+    pool = open_pool(asked.paths)
+    pool = replace(pool, cuts=(*asked.limits, *checked), skips_bad=asked.skips_bad)
     pools = [pool.first(limit) for limit in asked.limits] or [pool]
     with joined_ranks(asked.timeout) as group:
         yield [
@@ -128,6 +139,7 @@ def adding(asked: Asked | None, results: Path) -> Iterator[list[Added | None]]:
                 asked.neighbours,
                 group,
                 asked.alike,
+                asked.precision,
                 fresh=asked.fresh and own is pools[0],
                 is_largest=own is pools[-1],
             )

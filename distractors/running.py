@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from distractors.among import Distractors, evaluate_among, ranked_views
 from distractors.counting import Counting
 from distractors.passes import LEFT_OUT, Found, Kept, Work, run_pass
 from distractors.pool import Pool, check_pool
+from distractors.precision import FULL, check_precision, describe_effect
 from utils import UserError, file_safe, say
 from utils_evaluation import evaluate
 from utils_ranks import Group
@@ -54,8 +55,8 @@ class Added:
     """Distractors that are added to a run, whose results go below `results`.
 
     neighbours: see Distractors. alike: the cosine from which they are said to look like a positive,
-    or None. fresh: what earlier passes found is forgotten. is_largest: it is the last point of a
-    curve, or all there is.
+    or None. precision: of the products that count. fresh: what earlier passes found is forgotten.
+    is_largest: it is the last point of a curve, or all there is.
     """
 
     pool: Pool
@@ -63,6 +64,7 @@ class Added:
     neighbours: str
     group: Group
     alike: float | None = None
+    precision: str = FULL
     fresh: bool = False
     is_largest: bool = True
 
@@ -72,8 +74,10 @@ class Added:
         return self._words(str(len(self.pool)))
 
     def _words(self, rows: str) -> tuple[str, ...]:
-        words = (f"distractors-{file_safe(self.pool.name)}-{rows}",)
-        return words if self.neighbours == "all" else (*words, "neighbours_gallery")
+        words = [f"distractors-{file_safe(self.pool.name)}-{rows}"]
+        words += ["neighbours_gallery"] if self.neighbours == "gallery" else []
+        words += [self.precision] if self.precision != FULL else []
+        return tuple(words)
 
     def curve_folder(self, folder: Path) -> Path:
         """Where the curve of a run goes, whose own folder is named with the words above."""
@@ -86,6 +90,7 @@ class Added:
             "distractors": str(ranked),
             "pool": self.pool.name,
             "neighbours": self.neighbours,
+            **({"products": self.precision} if self.precision != FULL else {}),
         }
 
     def evaluate(
@@ -112,17 +117,9 @@ class Added:
         if not len(self.pool):
             return Judged(evaluate(features, runs, assets, device, ties), self._facts(0))
         folder = self.results / features.dataset / KEPT
+        check_precision(self.precision, device)
         if self.fresh:
             forget(folder, self.group)
-        images = [] if self.alike is None else find_images(features, positive_rows(features.task))
-        looking = [Alike.of(images, self.alike, device)] if images else []
-        found: list[Found] = []
-
-        def run_work(work: Work, **options) -> Found:
-            also = looking if isinstance(work, Counting) else []
-            found.append(run_whole(work, also=also, **options))
-            return found[-1]
-
         run_whole = partial(
             run_pass,
             pool=self.pool,
@@ -130,15 +127,11 @@ class Added:
             group=self.group,
             progress=self._show if self.is_first else lambda rows, count, work: rows,
         )
-        distractors = Distractors(self.pool, run_work, self.neighbours)
+        passes = Passes(self, run_whole, features, runs, ties)
+        distractors = Distractors(self.pool, passes.run, self.neighbours)
         evaluations = evaluate_among(features, runs, assets, device, distractors, ties)
-        if not found:  # no query has a positive
-            return Judged(evaluations, self._facts(len(self.pool)))
-        left_out = int(found[-1][LEFT_OUT][0])
-        lines = describe_left_out(found[-1], self.pool)
-        if "alike" in found[-1]:
-            lines += describe_alike(found[-1], images, self.alike, self.pool)
-        return Judged(evaluations, self._facts(len(self.pool) - left_out), lines)
+        facts = self._facts(len(self.pool) - passes.left_out)
+        return Judged(evaluations, facts, passes.lines)
 
     def _show(self, rows: Iterator[int], count: int, work: Work) -> Iterator[int]:
         """A progress bar of rows; those of other ranks count when all are done."""
@@ -158,6 +151,40 @@ class Added:
     def is_first(self) -> bool:
         """Whether this process is the one that speaks and writes."""
         return self.group.ranks.rank == 0
+
+
+@dataclass(eq=False)
+class Passes:
+    """The passes of an evaluation, and the lines on what the counting one found.
+
+    run_whole: run_pass with all but the work, its kinds and the device. ties: see positive_ranks.
+    """
+
+    added: Added
+    run_whole: Callable[..., Found]
+    features: Features
+    runs: Sequence[Run]
+    ties: str
+    left_out: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def run(self, work: Work, **options) -> Found:
+        """What run_pass finds, in the precision that was asked for."""
+        if not isinstance(work, Counting):
+            return self.run_whole(work, **options)
+        added, task = self.added, self.features.task
+        counting = replace(work, precision=added.precision)
+        images = [] if added.alike is None else find_images(self.features, positive_rows(task))
+        looking = [Alike.of(images, added.alike, options["device"])] if images else []
+        found = self.run_whole(counting, also=looking, **options)
+        self.left_out = int(found[LEFT_OUT][0])
+        self.lines += describe_left_out(found, added.pool)
+        if images:
+            self.lines += describe_alike(found, images, added.alike, added.pool)
+        if added.precision != FULL:
+            count = partial(self.run_whole, **options)
+            self.lines += describe_effect(counting, count, added.pool, self.runs, task, self.ties)
+        return found
 
 
 def positive_rows(task: Task) -> np.ndarray:

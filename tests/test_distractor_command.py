@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import socket
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def results_of(folder: Path) -> dict[str, list[dict[str, str]]]:
     found = {}
     for path in sorted(folder.rglob("*.csv")):
         rows = read_table(path)
-        if path.name == "mAP_table.csv" and not path.parent.name.endswith("curve"):
+        if path.name == "mAP_table.csv" and "-curve" not in path.parent.name:
             rows = rows[-1:]
         for row in rows:
             for name in ("timestamp", "seconds", "total_seconds"):
@@ -227,7 +228,7 @@ def count_alike(world: Path, pool: Path, least: float) -> int:
 def test_bad_rows_are_left_out_on_demand(world, tmp_path):
     """The same tables from three ranks, and from a killed and continued process, which say so.
 
-    They say too which distractors are copies of positives.
+    They say too which distractors are copies of positives, and what half precision does.
     """
     pool = spoiled(world, tmp_path, with_nan)
     rows = np.load(pool / "img_emb_6.npy")
@@ -236,7 +237,8 @@ def test_bad_rows_are_left_out_on_demand(world, tmp_path):
 
     def command(name: str, *flags: str) -> list[str]:
         places = ("--distractors", str(pool), "--distractors_limit", "250", str(ROWS))
-        return arguments(world, tmp_path / name, *BASIC, *places, *flags)
+        half = ("--distractors_precision", "bfloat16")
+        return arguments(world, tmp_path / name, *BASIC, *places, *half, *flags)
 
     skipping = ("--on_bad_row", "skip", "--distractors_alike", "0.99")
     killed = start([KILLED, *command("killed", *skipping)], KILLED_AT="22")
@@ -258,6 +260,7 @@ def test_bad_rows_are_left_out_on_demand(world, tmp_path):
     for text in (three[0][1], continued[1]):
         assert f"warning: {bad}\n" in text
         assert f"warning: {alike}" in text
+        assert f"warning: bfloat16 products: among the first {ROWS} distractors" in text
     results = results_of(tmp_path / "three")
     assert results == results_of(tmp_path / "killed")
     (curve,) = (rows for name, rows in results.items() if "curve" in name)
@@ -267,6 +270,27 @@ def test_bad_rows_are_left_out_on_demand(world, tmp_path):
     refused = r"img_emb_5.npy: row 4 is zero or not finite; .* --on_bad_row skip"
     with pytest.raises(UserError, match=refused):  # though it is counted without these rows
         run_retrieval.main(command("three"))
+
+
+def test_products_in_half_precision(world, tmp_path, capsys):
+    """What they do to ranks is said, and the counts in full precision are others."""
+    command = among(world, tmp_path, "--method", "sum")
+    run_retrieval.main(command)
+    full = results_of(tmp_path)
+    capsys.readouterr()
+    run_retrieval.main([*command, "--distractors_precision", "bfloat16"])
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "products" in line)
+    said = (
+        r"warning: bfloat16 products: among the first 600 distractors, .* \d+ of \d+ ranks differ"
+    )
+    assert re.match(said, line)
+    folder = tmp_path / "icir" / f"sum_distractors-pool-{ROWS}_bfloat16"
+    (row,) = read_table(folder / "mAP_table.csv")
+    assert (row["products"], row["variant"]) == ("bfloat16", folder.name)
+    assert row["notes"].endswith(line.removeprefix("warning: "))
+    run_retrieval.main(command)
+    found = results_of(tmp_path)
+    assert {name: found[name] for name in full} == full
 
 
 @pytest.mark.parametrize(

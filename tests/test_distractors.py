@@ -21,6 +21,7 @@ import run_retrieval
 from distractors.among import Distractors, Overheard, evaluate_among
 from distractors.passes import Kept, run_pass
 from distractors.pool import open_pool
+from distractors.precision import describe_effect
 from methods import list_methods
 from utils import UserError
 from utils_evaluation import evaluate
@@ -264,6 +265,44 @@ def test_bad_rows_are_left_out_on_demand(tmp_path, many, monkeypatch):
     pool = replace(pool, skips_bad=True)
     found = evaluate_among(alone, runs, assets, CPU, among(pool, tmp_path / "kept"))
     check_equal(found, evaluate_exactly(joined, runs, assets))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_products_of_rounded_factors(tmp_path, many, precision):
+    """What is counted, and what is said of it, against products of rounded factors in float64."""
+    alone, _, runs, assets, made = many
+    runs = [run for run in runs if run.method.name in ("image", "text")]
+    pool = open_pool([write_pool(tmp_path / "pool", made["image"], [70])])
+    count = partial(run_pass, pool=pool, kept=Kept(tmp_path / "kept"), group=Group())
+    asked = []
+
+    def run_work(work, **options):
+        asked.append((work, options))
+        return count(work, **options)
+
+    evaluate_among(alone, runs, assets, CPU, Distractors(pool, run_work))
+    ((full, options),) = asked
+    rough = replace(full, precision=precision)
+    found, exact = count(rough, **options)["above"], count(full, **options)["above"]
+    images = unit_rows(torch.from_numpy(made["image"]))
+    factors = images.to(getattr(torch, precision)).double()
+    gallery = unit_rows(torch.from_numpy(alone.database("image").read(slice(0, 60)))).double()
+    for run, part, above in rough.split(found):
+        vectors = part.queries[runs[run].method.name]
+        scores = vectors.to(getattr(torch, precision)).double()[part.query] @ factors.T
+        threshold = (vectors.double()[part.query] * gallery[part.row]).sum(1, keepdim=True)
+        low, high = ((scores > threshold + slack).sum(1).numpy() for slack in (3e-6, -3e-6))
+        assert (low <= above).all()
+        assert (above <= high).all()
+    apart = np.abs(found - exact)
+    assert 0 < np.count_nonzero(apart) < len(apart)
+    (line,) = describe_effect(rough, partial(count, **options), pool, runs, alone.task, "row")
+    assert f"{np.count_nonzero(apart)} of {len(apart)} ranks differ, by {apart.mean():.3g}" in line
+    worst = apart.argmax()
+    assert f"and by {apart.max()} at most: {found[worst]} instead of {exact[worst]} rank" in line
+    (same,) = describe_effect(full, partial(count, **options), pool, runs, alone.task, "row")
+    assert same.startswith("note: ")
+    assert same.endswith(f"0 of {len(apart)} ranks differ")
 
 
 def test_methods_may_observe_the_gallery_alone(tmp_path, many):
