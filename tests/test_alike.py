@@ -10,7 +10,7 @@ import torch
 from distractor_world import write_pool
 
 import distractors.pool
-from distractors.alike import FOUND, Alike, Bound, Images, describe_alike
+from distractors.alike import FOUND, Alike, Bound, Images, UnitAlike, describe_alike
 from distractors.passes import LEFT_OUT, Kept, run_pass
 from distractors.pool import open_pool
 from utils_ranks import Group
@@ -96,3 +96,19 @@ def test_an_exact_copy_alone_is_alike_by_1(tmp_path):
 
 def test_no_bound_of_narrow_vectors():
     assert Bound.of(torch.ones(3, 200)) is None
+
+
+def test_works_on_one_reading_are_kept_apart(tmp_path, monkeypatch):
+    groups, rows = make_images(40)
+    pool = open_pool([write_pool(tmp_path / "pool", rows, [])])
+    exact, near = Alike.of(groups, 1.0, CPU), Alike.of(groups, LEAST, CPU)
+    kept = Kept(tmp_path / "kept")
+    first = run_pass(exact, pool, ["image"], CPU, kept, Group())
+    alone = run_pass(near, pool, ["image"], CPU, Kept(tmp_path / "alone"), Group())
+    counted = []
+    monkeypatch.setattr(Alike, "counter", lambda work: counted.append(work) or UnitAlike(work))
+    again = run_pass(exact, pool, ["image"], CPU, kept, Group(), also=[near])
+    assert counted == [near]
+    assert again["alike"].tolist() == first["alike"].tolist() != alone["alike"].tolist()
+    assert run_pass(near, pool, ["image"], CPU, kept, Group()).keys() == alone.keys()
+    assert counted == [near]
