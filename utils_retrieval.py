@@ -447,7 +447,9 @@ class Method:
     presets: what departs from them on some data sets, by name. reads: the query features and
     gallery_reads the database features it works on, by name. prepare(points, assets) -> states:
     once a run, what no gallery changes. observe(states, queries, gallery) -> states: what the
-    gallery as a whole decides for these queries. needs(points): the assets they read. together: a
+    gallery as a whole decides for these queries. of_queries: the fields of an observed state that
+    hold vectors (Q, D) of its queries: states of several galleries that agree in all else may
+    become one, of all their queries. needs(points): the assets they read. together: a
     tag whose queries are observed together (all of a gallery's, where the task has no such tag).
     by_features: queries that agree in the features that are read score the same, and are ranked
     once. inputs: name -> producer of further features, for `create_features.py --inputs NAME`.
@@ -470,6 +472,7 @@ class Method:
     gallery_reads: tuple[str, ...] = ("image",)
     prepare: Callable[[Sequence, Assets], Sequence] = _points_as_they_are
     observe: Callable[[Sequence, Queries, Gallery], Sequence] = _states_as_they_are
+    of_queries: tuple[str, ...] = ()
     needs: Callable[[Sequence], Needs] = _needs_nothing
     together: str | None = None
     by_features: bool = False

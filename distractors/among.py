@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from distractors.passes import LEFT_OUT, Found
 from distractors.pool import QUERIES_AT_ONCE, Pool
 from distractors.questions import Among, Answers, Asking, Unanswered, take_in
 from utils_evaluation import Evaluation, evaluate, measure_columns, plan_columns
-from utils_retrieval import Assets, Gallery, Method, Queries
+from utils_retrieval import Assets, Gallery, Method, Queries, equal_rows
 from utils_task import View
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from utils_runs import Run
     from utils_storage import Features
     from utils_task import Task
+
+
+Call = tuple[Sequence, Queries]  # the observed states of a method's points, and of which queries
 
 
 # ---------------------------------------------------------------------------------------------
@@ -46,7 +49,7 @@ class Overheard:
     answers: Answers | None
     points: Sequence[Any] = ()
     prepared: Sequence | None = None
-    observed: dict[bytes, tuple[Sequence, Queries]] = field(default_factory=dict)
+    observed: dict[bytes, Call] = field(default_factory=dict)
 
     @property
     def observes(self) -> bool:
@@ -103,41 +106,109 @@ def _hidden(features: Features) -> Features:
 def make_parts(task: Task, overheard: Sequence[Overheard], runs: Sequence[Run]) -> list[Part]:
     """What the methods observed, as parts of some queries each, with all their positives.
 
-    Queries of which a method observed nothing are put together, so that products are large.
+    Queries of which a method observed nothing are put together, and those whose states agree, so
+    that products, and what is made of them, are large. Of queries that score the same, by their
+    features, a part has the first, with the positives of all.
     """
     positives = _Positives(task)
     parts = []
     for own in overheard:
-        of_run = {run.parameters: n for n, run in enumerate(runs) if run.method is own.method}
+        method = own.method
+        of_run = {run.parameters: n for n, run in enumerate(runs) if run.method is method}
         numbers = [of_run[point] for point in own.points]
         # Threads have no order.
         seen = sorted(own.observed.values(), key=lambda call: int(call[1].number[0]))
-        seen = seen if own.observes else [_joined(seen)]
-        for states, queries in seen:
-            divisible = not own.observes or own.method.together
+        for calls in _alike(seen, method.of_queries) if own.observes else [seen]:
+            states, queries = _joined(calls, method.of_queries)
+            query, row = positives.of(queries.number)
+            number = queries.number[query]
+            if method.by_features and not own.observes:
+                names = {name: 0 for p in own.points for name in method.query_features(p)}
+                queries, kind = _distinct(queries, names)
+                query = kind[query]
+                order = np.argsort(query, kind="stable")
+                query, row, number = query[order], row[order], number[order]
+            divisible = not own.observes or method.together
             size = QUERIES_AT_ONCE if divisible else len(queries.number)
-            for some in _split(queries, size):
-                cells = positives.of(some.number)
-                if len(cells[0]):
-                    parts.append(Part(own.method, states, numbers, some, *cells))
+            for first, some in _split(queries, size):
+                cells = slice(*np.searchsorted(query, [first, first + size]))
+                if cells.start < cells.stop:
+                    held = query[cells] - first, row[cells], number[cells]
+                    parts.append(Part(method, states, numbers, some, *held))
     return parts
 
 
-def _joined(seen: Sequence[tuple[Sequence, Queries]]) -> tuple[Sequence, Queries]:
+def _distinct(queries: Queries, names: Iterable[str]) -> tuple[Queries, np.ndarray]:
+    """The first of all queries that agree in some features, and which of them each one is."""
     import torch
 
-    queries = [own for _, own in seen]
+    first, kind = equal_rows(torch.cat([queries[name] for name in names], dim=1))
+    return queries.some(first), kind.cpu().numpy()
+
+
+def _alike(seen: Sequence[Call], of_queries: Sequence[str]) -> Iterator[list[Call]]:
+    """Calls in groups of at most QUERIES_AT_ONCE whose states agree in all but these fields.
+
+    Without these each is a group of its own.
+    """
+    group: list[Call] = []
+    for states, queries in seen:
+        count = sum(len(own.number) for _, own in group) + len(queries.number)
+        if group and not (count <= QUERIES_AT_ONCE and _agree(group[0][0], states, of_queries)):
+            yield group
+            group = []
+        group.append((states, queries))
+    if group:
+        yield group
+
+
+def _agree(states: Sequence, others: Sequence, of_queries: Sequence[str]) -> bool:
+    """Whether the states of the points, dataclasses, are the same in all but these fields."""
+    return bool(of_queries) and all(
+        _is_same(getattr(state, one.name), getattr(other, one.name))
+        for state, other in zip(states, others, strict=True)
+        for one in fields(state)
+        if one.name not in of_queries
+    )
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    import torch
+
+    return value is other or (not isinstance(value, torch.Tensor) and value == other)
+
+
+def _joined(calls: Sequence[Call], of_queries: Sequence[str]) -> Call:
+    """Calls whose states agree in all but these fields, as one."""
+    import torch
+
+    states, queries = zip(*calls, strict=True)
     features = {name: torch.cat([own[name] for own in queries]) for name in queries[0].features}
     number = np.concatenate([own.number for own in queries])
     words = [word for own in queries for word in own.words]
-    return seen[0][0], Queries(features, number, words, queries[0].device)
+    held: dict[tuple, Tensor] = {}  # points share what they agree in
+
+    def join(values: list[Tensor]) -> Tensor:
+        key = tuple(map(id, values))
+        if key not in held:
+            held[key] = torch.cat(values)
+        return held[key]
+
+    joined = states[0]
+    if of_queries:
+        joined = [
+            replace(of_point[0], **{n: join([getattr(s, n) for s in of_point]) for n in of_queries})
+            for of_point in zip(*states, strict=True)
+        ]
+    return joined, Queries(features, number, words, queries[0].device)
 
 
-def _split(queries: Queries, size: int) -> Iterable[Queries]:
+def _split(queries: Queries, size: int) -> Iterable[tuple[int, Queries]]:
+    """Queries by so many at a time, and the place of the first."""
     for first in range(0, len(queries.number), size):
         some = slice(first, first + size)
         features = {name: values[some] for name, values in queries.features.items()}
-        yield Queries(features, queries.number[some], queries.words[some], queries.device)
+        yield first, Queries(features, queries.number[some], queries.words[some], queries.device)
 
 
 class _Positives:
@@ -213,7 +284,7 @@ def counts_of_runs(counting: Counting, found: Found, runs: int, rows: int) -> li
     parts: list[list[tuple]] = [[] for _ in range(runs)]
     above, tied = (counting.split(found[name]) for name in ("above", "tied"))
     for (run, part, own_above), (_, _, own_tied) in zip(above, tied, strict=True):
-        key = part.queries.number[part.query] * rows + part.row
+        key = part.number * rows + part.row
         parts[run].append((key, own_above, own_tied))
     counts = []
     for own in parts:

@@ -42,7 +42,8 @@ class Part:
     """Some queries as a method sees them: its observed points, R of them, one for each run.
 
     runs: the numbers of their runs. query, row: int64 (P,), the positives by the place of their
-    query in the part and by their row of the task's gallery, sorted by query.
+    query in the part and by their row of the task's gallery, sorted by query. number: int64 (P,),
+    the query of the task whose positives they are, which scores as that of the part does.
     """
 
     method: Method
@@ -51,6 +52,7 @@ class Part:
     queries: Queries
     query: np.ndarray
     row: np.ndarray
+    number: np.ndarray
 
     def __len__(self) -> int:
         return len(self.queries.number)
@@ -60,18 +62,23 @@ class Part:
         return self.method.scores(self.points, self.queries.anew(), gallery)
 
 
-class EachOfItsOwn(Gallery):
-    """A gallery that is asked about the vectors of all queries, in their order."""
-
-    def distinct(self, vectors: Tensor) -> tuple[slice, None]:
-        return slice(None), None
+Distinct = tuple["slice | Tensor", "Tensor | None"]  # see Gallery.distinct
 
 
 @dataclass(frozen=True, eq=False)
-class Listening(EachOfItsOwn):
-    """A gallery that notes the vectors it is asked to compare: (kind, vectors, mean or None)."""
+class Listening(Gallery):
+    """A gallery that notes which of the vectors it is asked about are distinct, and compares these.
 
+    asked: (kind, distinct vectors, mean or None) of each question.
+    """
+
+    said: list[Distinct] = field(default_factory=list)
     asked: list[tuple[str, Tensor, Tensor | None]] = field(default_factory=list)
+
+    def distinct(self, vectors: Tensor) -> Distinct:
+        first, kind = equal_rows(vectors)
+        self.said.append((first, kind) if len(first) < len(kind) else (slice(None), None))
+        return self.said[-1]
 
     def similarities(self, parts: Mapping, of: str = "image") -> dict:
         self.asked.extend((of, vectors, mean) for vectors, mean in parts.values())
@@ -79,18 +86,38 @@ class Listening(EachOfItsOwn):
 
 
 @dataclass(frozen=True, eq=False)
-class Answering(EachOfItsOwn):
-    """A gallery whose similarities are computed already, in the order in which they are asked."""
+class Answering(Gallery):
+    """A gallery that says what one said that listened, of similarities that are computed already.
 
+    said: of each vectors that it is asked about, found: (u, n) of each question, u its distinct
+    vectors, both in the order in which that one was asked. open: what was said since the last
+    question, which may be about the vectors themselves where they have no room.
+    """
+
+    said: Iterator[Distinct] = field(default_factory=lambda: iter(()))
     found: Iterator[Tensor] = field(default_factory=lambda: iter(()))
+    open: list[Distinct] = field(default_factory=list)
+
+    def distinct(self, vectors: Tensor) -> Distinct:
+        self.open.append(next(self.said))
+        return self.open[-1]
 
     def similarities(self, parts: Mapping, of: str = "image") -> dict:
-        return {name: next(self.found) for name in parts}
+        kinds = [kind for _, kind in self.open] or [None] * len(parts)
+        self.open.clear()
+        found = {}
+        for (name, (vectors, _)), kind in zip(parts.items(), kinds, strict=True):
+            own = next(self.found)
+            found[name] = own if len(own) == len(vectors) else own[kind]
+        return found
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs(EachOfItsOwn):
+class Pairs(Gallery):
     """A gallery in which every query has K rows of its own: raw (Q, K, D), length (Q, K)."""
+
+    def distinct(self, vectors: Tensor) -> tuple[slice, None]:
+        return slice(None), None
 
     def similarities(self, parts: Mapping, of: str = "image") -> dict:
         rows, found = self.kinds[of], {}
@@ -155,6 +182,15 @@ class Thresholds:
     high: Tensor
     only_zero: Tensor
 
+    @cached_property
+    def flat(self) -> Flat:
+        """Those there are, in order."""
+        cell = np.sort(self.order)
+        query = cell // self.value.shape[1]
+        ends = np.searchsorted(query, np.arange(1, len(self.value)))
+        low, high = (own.cpu().numpy().reshape(-1)[cell] for own in (self.low, self.high))
+        return Flat(cell, query, ends, low, high)
+
 
 def find_thresholds(part: Part, raw: Mapping[str, Tensor]) -> list[Thresholds]:
     """The thresholds of each run of a part. raw: the rows of its positives by kind, (p, D)."""
@@ -185,6 +221,21 @@ def _thresholds(part: Part, exact: Tensor, rough: Tensor) -> Thresholds:
     values, zero = (torch.from_numpy(array).to(exact.device) for array in (value, only_zero))
     low, high = (values - margin).float(), (values + margin).float()
     return Thresholds(values, order, margin, low, high, zero)
+
+
+@dataclass(frozen=True, eq=False)
+class Flat:
+    """The thresholds there are, one query's after another's, t of them.
+
+    cell, query: int64 (t,), their places in Thresholds.value, and of their queries. ends: int64
+    (Q - 1,), where the queries end, but for the last. low, high: float32 (t,).
+    """
+
+    cell: np.ndarray
+    query: np.ndarray
+    ends: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +278,7 @@ def count_scores(scores: Tensor, thresholds: Thresholds, counter: Counter) -> Ne
     """
     in_play = scores >= thresholds.low[:, :1]
     if _count(in_play) * thresholds.low.shape[1] * COMPARED_FOR_SORTED < scores.numel():
-        query, row = _places(in_play)
+        query, row = places(in_play)
         value = scores[query, row]
         above = value[:, None] > thresholds.high[query]
         counter.above.index_add_(0, query, above.long())
@@ -245,7 +296,7 @@ def _count(mask: Tensor) -> int:
     return np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else int(mask.sum())
 
 
-def _places(mask: Tensor) -> tuple[Tensor, Tensor]:
+def places(mask: Tensor) -> tuple[Tensor, Tensor]:
     """The rows and columns of those that are true, in order."""
     import torch
 
@@ -262,10 +313,13 @@ def _count_sorted(
     import torch
 
     low, high = thresholds.low, thresholds.high
-    ordered = _sorted(scores)
-    not_above = torch.searchsorted(ordered, high, right=True)
-    counter.above.add_(scores.shape[1] - not_above)
-    some = (not_above > torch.searchsorted(ordered, low)).any(1).nonzero()[:, 0]
+    if scores.device.type == "cpu":
+        some = _count_sorted_numpy(scores.contiguous().numpy(), thresholds, counter)
+    else:
+        ordered = scores.sort(dim=1).values
+        not_above = torch.searchsorted(ordered, high, right=True)
+        counter.above.add_(scores.shape[1] - not_above)
+        some = (not_above > torch.searchsorted(ordered, low)).any(1).nonzero()[:, 0]
     next_above = torch.searchsorted(high[some], scores[some]).clamp(max=high.shape[1] - 1)
     near = low[some].gather(1, next_above) <= scores[some]
     near &= scores[some] <= high[some].gather(1, next_above)
@@ -274,13 +328,21 @@ def _count_sorted(
     return query, row, scores[query, row]
 
 
-def _sorted(scores: Tensor) -> Tensor:
-    """Each row's values, rising; numpy's sort is ten times as fast as torch's on a CPU."""
+def _count_sorted_numpy(scores: np.ndarray, thresholds: Thresholds, counter: Counter) -> Tensor:
+    """Count by sorted scores, and say which queries have scores near to a threshold.
+
+    numpy's sort is ten times as fast as torch's, and only the thresholds that there are are sought.
+    """
     import torch
 
-    if scores.device.type == "cpu":
-        return torch.from_numpy(np.sort(scores.numpy(), axis=1))
-    return scores.sort(dim=1).values
+    flat = thresholds.flat
+    ordered = np.sort(scores, axis=1)
+    of_query = zip(ordered, np.split(flat.high, flat.ends), strict=True)
+    not_above = np.concatenate([own.searchsorted(high, "right") for own, high in of_query])
+    counter.above.numpy().reshape(-1)[flat.cell] += scores.shape[1] - not_above
+    last = ordered[flat.query, np.maximum(not_above - 1, 0)]
+    near = (not_above > 0) & (last >= flat.low)
+    return torch.from_numpy(np.unique(flat.query[near]))
 
 
 def count_exact(exact: Tensor, near: Near, thresholds: Thresholds, counter: Counter) -> None:
@@ -301,11 +363,13 @@ def count_exact(exact: Tensor, near: Near, thresholds: Thresholds, counter: Coun
 class Compared:
     """The distinct vectors that all parts compare with rows, and who asks for which.
 
-    vectors: kind -> float32 (U, D). asked: for each part, in order: the kind, the places of its
-    vectors among them (a slice where they are neighbours), and what is subtracted, (Q, 1) or None.
+    vectors: kind -> float32 (U, D). said: for each part, which are distinct of the vectors that it
+    asks about. asked: for each part, in order: the kind, the places of a question's distinct
+    vectors among all (a slice where they are neighbours), and what is subtracted, (u, 1) or None.
     """
 
     vectors: Mapping[str, Tensor]
+    said: Sequence[Sequence[Distinct]]
     asked: Sequence[Sequence[tuple[str, slice | Tensor, Tensor | None]]]
 
 
@@ -313,7 +377,7 @@ def listen(parts: Sequence[Part], widths: Mapping[str, int]) -> Compared:
     """What the parts ask of rows. widths: the dimension of each kind of features."""
     import torch
 
-    heard = []
+    heard, said = [], []
     for part in parts:
         kinds = {
             n: Rows.of(torch.ones(1, d, device=part.queries.device)) for n, d in widths.items()
@@ -322,6 +386,7 @@ def listen(parts: Sequence[Part], widths: Mapping[str, int]) -> Compared:
         for _ in part.scores(gallery):
             pass
         heard.append(gallery.asked)
+        said.append(gallery.said)
     vectors, place = {}, {}
     for kind in widths:
         own = [vectors for asked in heard for of, vectors, _ in asked if of == kind]
@@ -334,7 +399,7 @@ def listen(parts: Sequence[Part], widths: Mapping[str, int]) -> Compared:
         [(of, _as_slice(next(place[of])), _shift(own, mean)) for of, own, mean in part]
         for part in heard
     ]
-    return Compared(vectors, asked)
+    return Compared(vectors, said, asked)
 
 
 def _shift(vectors: Tensor, mean: Tensor | None) -> Tensor | None:
@@ -424,9 +489,11 @@ class UnitCounter:
         """Count some rows, (n, D) by kind, whatever their numbers in the pool are."""
         kinds = {name: Rows(values, values.norm(dim=1)) for name, values in raw.items()}
         product = {name: self._product(name, rows) for name, rows in kinds.items()}
-        parts = zip(self._counting.parts, self._counting.compared.asked, strict=True)
-        for number, (part, asked) in enumerate(parts):
-            gallery = Answering(kinds, found=iter([_similarity(product, *own) for own in asked]))
+        compared = self._counting.compared
+        parts = zip(self._counting.parts, compared.said, compared.asked, strict=True)
+        for number, (part, said, asked) in enumerate(parts):
+            found = (_similarity(product, *own) for own in asked)
+            gallery = Answering(kinds, said=iter(said), found=found)
             for run, scores in enumerate(part.scores(gallery)):
                 near = count_scores(scores, *self._of(number, run))
                 if len(near.query):

@@ -32,6 +32,7 @@ ROWS_OF_A_UNIT = 1 << 16  # what is counted, kept and dealt to ranks at once
 # Rows of a unit that are scored together: a part's scores of them fit the caches, all vectors' the
 # memory.
 MOST_ROWS = 8192
+ALIGNED = 256  # where there are as many, a multiple of it: products of others take up to 1.5 times
 QUERIES_AT_ONCE = 512  # of a part, where a method leaves it open
 SCORES_OF_A_PART = 1 << 20
 SCORES_HELD = 1 << 25
@@ -182,7 +183,8 @@ class Pool:
 
 def rows_at_once(vectors: int, queries: int) -> int:
     """How many rows to score together for so many vectors, of parts of so many queries."""
-    return max(1, min(MOST_ROWS, SCORES_OF_A_PART // queries, SCORES_HELD // vectors))
+    rows = max(1, min(MOST_ROWS, SCORES_OF_A_PART // queries, SCORES_HELD // vectors))
+    return rows - rows % ALIGNED if rows > ALIGNED else rows
 
 
 def _stretches(

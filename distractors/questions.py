@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distractors.counting import places
 from distractors.passes import LEFT_OUT
 from distractors.pool import QUERIES_AT_ONCE, rows_at_once
 from utils import UserError
@@ -283,15 +284,30 @@ class UnitAnswers:
         if self._best is None:
             best = similarity.new_full((len(similarity), k), -torch.inf)
             self._best = best, torch.full_like(best, -1, dtype=torch.int64)
-        best, rows = self._best
-        better = (similarity.amax(1) > best[:, -1]).nonzero()[:, 0]
+            value, column = similarity.topk(min(k, similarity.shape[1]), dim=1)
+            self._take_in(slice(None), value, pool_number[column])
+            return
+        vector, column = places(similarity > self._best[0][:, -1:])
+        better, count = torch.unique_consecutive(vector, return_counts=True)
         if not len(better):
             return
-        value, column = similarity[better].topk(min(k, similarity.shape[1]), dim=1)
-        value = torch.cat([best[better], value], dim=1)
-        number = torch.cat([rows[better], pool_number[column]], dim=1)
-        value, place = value.topk(k, dim=1)
-        best[better], rows[better] = value, number.gather(1, place)
+        place = torch.arange(len(vector), device=vector.device)
+        slot = place - (count.cumsum(0) - count).repeat_interleave(count)
+        cell = place[: len(better)].repeat_interleave(count), slot
+        value = similarity.new_full((len(better), int(count.max())), -torch.inf)
+        number = torch.full_like(value, -1, dtype=torch.int64)
+        value[cell], number[cell] = similarity[vector, column], pool_number[column]
+        self._take_in(better, value, number)
+
+    def _take_in(self, some: Tensor | slice, value: Tensor, number: Tensor) -> None:
+        """Keep the best of what some vectors have and of these."""
+        import torch
+
+        best, rows = self._best
+        value = torch.cat([best[some], value], dim=1)
+        number = torch.cat([rows[some], number], dim=1)
+        value, place = value.topk(self._asking.k, dim=1)
+        best[some], rows[some] = value, number.gather(1, place)
 
     def result(self) -> dict[str, np.ndarray]:
         """sum_KIND, sum_products_KIND: int64, in UNIT_OF_SUMS, so that their order does not matter;

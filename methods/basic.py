@@ -348,11 +348,12 @@ def scores(states: Sequence[State], queries: Queries, gallery: Gallery) -> Itera
         asked = {key: one for s in some for key, one in _asked(s).items()}
         found = queries.compare(gallery, asked)
         for _, alike in groupby(some, lambda s: s.p.fusion):
-            first, *others = alike
-            s_i, s_t = found[first.p.scored_image], found[first.p.scored_text]
+            *others, last = alike
+            s_i, s_t = found[last.p.scored_image], found[last.p.scored_text]
             product, squared_sum = harris_terms(s_i, s_t)
-            for s in (first, *others):
+            for s in others:
                 yield product.sub(squared_sum, alpha=s.p.harris_lambda)
+            yield product.sub_(squared_sum, alpha=last.p.harris_lambda)
 
 
 def parts(s: State, queries: Queries, gallery: Gallery) -> Parts:
@@ -413,6 +414,7 @@ METHOD = Method(
     },
     prepare=prepare,
     observe=observe,
+    of_queries=("images", "texts"),
     needs=needs,
     caution=caution,
     parts=parts,

@@ -18,6 +18,7 @@ from test_golden import CPU, FIGURES, GOLDEN, arguments, golden_assets
 import distractors.among
 import distractors.pool
 import run_retrieval
+import utils_retrieval
 from distractors.among import Distractors, Overheard, evaluate_among
 from distractors.passes import Kept, run_pass
 from distractors.pool import open_pool
@@ -176,12 +177,14 @@ def many():
     world = make_world(5, queries=40, rows=60)
     features, task = world.features, world.task
     queries = len(task.queries)
-    words = [f"text {query % 7}" for query in range(queries)]
+    of_text = np.arange(queries) % 7
+    words = [f"text {text}" for text in of_text]
     task = replace(task, queries=replace(task.queries, text=words))
     files = dict(features.query_files)
     read = {name for method in list_methods().values() for name in method.reads}
     for seed, name in enumerate(sorted({*read, "context_text"} - {"image"})):
-        files[name] = ArrayRows(Path(name), random_rows(seed, queries, DIM))
+        values = random_rows(seed, queries, DIM)
+        files[name] = ArrayRows(Path(name), values[of_text] if "text" in name else values)
     features = replace(features, task=task, query_files=files)
     made = {"image": make_rows(features, 300, 3)}
     _, first, of = np.unique(
@@ -231,10 +234,11 @@ def features_pool(folder, rows_by_kind, parts):
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_every_method_ranks_as_in_one_gallery(tmp_path, many, monkeypatch, parts):
-    """However the pool is cut into files, units and blocks."""
+    """However the pool is cut into files, units and blocks, with room for what is shared or not."""
     monkeypatch.setattr(distractors.pool, "ROWS_OF_A_UNIT", [1 << 18, 70, 31][parts - 1])
     monkeypatch.setattr(distractors.pool, "MOST_ROWS", [2048, 70, 40][parts - 1])
     monkeypatch.setattr(distractors.among, "QUERIES_AT_ONCE", [512, 9, 5][parts - 1])
+    monkeypatch.setattr(utils_retrieval, "BYTES_KEPT", [1 << 29, 1 << 11, 0][parts - 1])
     alone, joined, runs, assets, made = many
     expected = evaluate_exactly(joined, runs, assets)
     pool = features_pool(tmp_path, made, parts)
