@@ -5,10 +5,11 @@
     python3 tests/speed/bench_distractors.py faiss --rows 500000      (pip install faiss-cpu)
 
 `make` writes a world of i-CIR's queries with small galleries, and a pool of float16 rows like its
-images, to --folder. `run` measures one method, in this process: the products of a block of rows
-with all distinct vectors that the methods compare them with, alone; then the passes over the pool,
-from files on disk (read before, as far as they fit). The share is the time that the products take,
-of the time that the passes take.
+images, to --folder. `run` measures one method, in this process: the passes over the pool, from
+files on disk (read before, as far as they fit); and before and after each of them the products of
+blocks of rows with all distinct vectors that the pass compares them with, alone, as fast as they
+are with any of some sizes of blocks. The share is the time that the products take, of the time that
+the passes take. It may be started by torchrun.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 BLOCK = 1 << 16
-REPEATS = 5
+BLOCKS = (1024, 2048, 4096)  # of rows, of products that are timed alone
+REPEATS = 7
 METHODS = {
     "image": ("image",),
     "text": ("text",),
@@ -90,9 +92,21 @@ def run(folder: Path, name: str, rows: int, at_once: int | None) -> None:
     inner = running.run_pass
 
     def timed(work, **options):
+        compared = getattr(work, "compared", None)
+        vectors = [work.vectors] if compared is None else [*compared.vectors.values()]
+        before = [time_product(own) for own in vectors]
         start = time.perf_counter()
         found = inner(work, **options)
-        passes.append((work, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        after = [time_product(own) for own in vectors]
+        product = rows * (sum(before) + sum(after)) / 2
+        passes.append((product, seconds))
+        work_of_row = 2 * sum(own.numel() for own in vectors)
+        print(
+            f"{type(work).__name__}: {sum(map(len, vectors))} vectors, {seconds:.1f} s, of which "
+            f"products {product:.1f} s ({work_of_row * rows / product / 1e9:.0f} GFLOP/s; before "
+            f"{work_of_row / sum(before) / 1e9:.0f}, after {work_of_row / sum(after) / 1e9:.0f})"
+        )
         return found
 
     running.run_pass = timed
@@ -100,25 +114,7 @@ def run(folder: Path, name: str, rows: int, at_once: int | None) -> None:
         judged = added.evaluate(features, plan.runs, assets, device, "row")
         (evaluation,) = judged.evaluations
 
-    needed = 0.0
-    for work, seconds in passes:
-        compared = getattr(work, "compared", None)
-        vectors = [work.vectors] if compared is None else [*compared.vectors.values()]
-        for own in vectors:
-            block = torch.randn(work.rows_at_once, own.shape[1])
-            out = torch.empty(len(own), len(block))
-            taken = []
-            for _ in range(REPEATS):
-                start = time.perf_counter()
-                torch.mm(own, block.T, out=out)
-                taken.append(time.perf_counter() - start)
-            product = statistics.median(taken) * rows / len(block)
-            needed += product
-            rate = 2 * own.numel() * rows / product / 1e9
-            print(
-                f"{type(work).__name__}: {len(own)} vectors, {seconds:.1f} s, of which products "
-                f"{product:.1f} s ({rate:.0f} GFLOP/s)"
-            )
+    needed = sum(product for product, _ in passes)
     total = sum(seconds for _, seconds in passes)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
@@ -126,6 +122,22 @@ def run(folder: Path, name: str, rows: int, at_once: int | None) -> None:
         f"{needed / total:.2f}, whole evaluation {evaluation.seconds:.1f} s, peak {peak:.0f} MB, "
         f"mAP {evaluation.columns['mAP']:.2f}"
     )
+
+
+def time_product(vectors) -> float:
+    """Seconds that a row's products with the vectors take, with the best size of blocks."""
+    import torch
+
+    found = []
+    for size in BLOCKS:
+        block, out = torch.randn(size, vectors.shape[1]), torch.empty(len(vectors), size)
+        taken = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            torch.mm(vectors, block.T, out=out)
+            taken.append(time.perf_counter() - start)
+        found.append(statistics.median(taken) / size)
+    return min(found)
 
 
 def search(folder: Path, rows: int, vectors: int, k: int) -> None:
