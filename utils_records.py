@@ -185,24 +185,35 @@ MANIFEST = {
 }
 
 
-def misfit(value: Any, form: Form, place: str = "") -> str | None:
+def misfit(value: Any, form: Form) -> str | None:
     """The first place ("queries.text") at which a JSON value has not its form, None if it has.
 
     form: null, a type, a list of one form, an object of known keys or of any (str: form), or a
     tuple of forms of which one fits.
     """
+    wrong = _misfit(value, form)
+    return None if wrong is None else wrong.strip(".") or "it"
+
+
+def _misfit(value: Any, form: Form) -> str | None:
+    """What follows the value's own place in that of its first misfit."""
     if isinstance(form, tuple):
-        found = [misfit(value, own, place) for own in form]
+        found = [_misfit(value, own) for own in form]
         return None if None in found else found[0]
     if isinstance(form, list) and isinstance(value, list):
-        parts = ((item, form[0], f"{place}[{n}]") for n, item in enumerate(value))
+        if isinstance(form[0], type) and set(map(type, value)) <= {form[0]}:
+            return None  # of long lists, at once
+        parts = ((item, form[0], f"[{n}]") for n, item in enumerate(value))
     elif isinstance(form, dict) and isinstance(value, dict):
         forms = dict.fromkeys(value, form[str]) if str in form else form
-        parts = ((value.get(key), own, f"{place}.{key}".strip(".")) for key, own in forms.items())
+        parts = ((value.get(key), own, f".{key}") for key, own in forms.items())
     else:
-        fits = value is None if form is None else type(value) is form
-        return None if fits else place or "it"
-    return next(filter(None, (misfit(*part) for part in parts)), None)
+        return None if (value is None if form is None else type(value) is form) else ""
+    for item, own, place in parts:
+        wrong = _misfit(item, own)
+        if wrong is not None:
+            return place + wrong
+    return None
 
 
 def check_manifest(manifest: dict, path: Path) -> dict:
