@@ -51,6 +51,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     from utils_signs import showing_signs
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is a line of ours
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors on huge pages: fewer faults
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a console that lacks a character gets its number
             stream.reconfigure(errors="backslashreplace")
