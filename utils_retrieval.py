@@ -29,8 +29,11 @@ ZERO_EIGENVALUE = 1e-9  # of the largest in size; rounding makes about 1e-14 of 
 SYNTHETIC_ROWS_AT_ONCE = 4096
 PAIRS_HELD = 1 << 24  # similarities that are held together while the nearest rows are found
 PAIRS_WORTH_SHARING = 1 << 22  # of a product on a CPU, from which equal vectors are looked for
-ROWS_COMPARED = 1024  # by one product on a CPU, then: what comes of it stays in the caches
+ROWS_COMPARED = 512  # by one product on a CPU, then: what comes of it stays in the caches
+PAIRS_IN_CACHE = 1 << 16  # similarities that are rescaled together
 BYTES_KEPT = 1 << 29  # of similarities, for queries that are scored a few at a time
+FEW = 16  # vectors, at most, shared by FEW times as many queries: compared once a gallery
+BYTES_OF_FEW = 1 << 26  # of similarities of such vectors, for all queries of a gallery
 
 
 # ---------------------------------------------------------------------------------------------
@@ -206,16 +209,21 @@ def _ask(
     asked: Mapping[Hashable, Asked], gallery: Gallery, of: str, room: int, place: slice | Tensor
 ) -> tuple[bool, dict[Hashable, Shared]]:
     """Whether what is asked of the observed queries fits in `room` bytes, and it, or of some."""
-    parts = {}
+    parts, few = {}, set()
     for key, one in asked.items():
         vectors = one.vectors()
         first, kind = gallery.distinct(vectors)
         parts[key] = vectors[first], first, kind
+        if kind is not None and len(first) <= min(FEW, len(kind) // FEW):
+            few.add(key)
     fits = 4 * len(gallery) * sum(len(vectors) for vectors, _, _ in parts.values()) <= room
     if not fits:
         parts = {key: (one.vectors()[place], place, None) for key, one in asked.items()}
+        few.clear()
     vectors = {key: (part[0], asked[key].mean) for key, part in parts.items()}
-    similar = gallery.similarities(vectors, of)
+    similar = {key: gallery.similarity_of_few(*vectors.pop(key), of) for key in few}
+    if vectors:
+        similar |= gallery.similarities(vectors, of)
     return fits, {
         key: Shared(asked[key].then(similar[key], rows), kind)
         for key, (_, rows, kind) in parts.items()
@@ -254,8 +262,7 @@ class Rows:
         found = vectors.new_empty(len(vectors), len(self.raw))
         for first in range(0, len(self.raw), ROWS_COMPARED):
             some = slice(first, first + ROWS_COMPARED)
-            product = self.raw[some] @ vectors.T
-            torch.div(product.T, self.length[some], out=found[:, some])
+            torch.div(vectors @ self.raw[some].T, self.length[some], out=found[:, some])
         return found
 
     def weighted(self, weights: Tensor, rows: Tensor) -> Tensor:
@@ -314,6 +321,26 @@ class Gallery:
             if mean is not None:
                 found[name].sub_((vectors @ mean)[:, None])
         return found
+
+    def similarity_of_few(self, vectors: Tensor, mean: Tensor | None, of: str) -> Tensor:
+        """What similarity yields, of vectors that many queries share, remembered one by one.
+
+        Each has a product of its own, so that no bit depends on which of them came together.
+        """
+        import torch
+
+        known = self.remember(("few", of), dict)
+        room = BYTES_OF_FEW // (4 * len(self))
+        found = []
+        for vector, key in zip(vectors, map(bytes, vectors.cpu().numpy()), strict=True):
+            row = known.get(key)
+            if row is None:
+                row = self.kinds[of].product(vector[None])[0]
+                if len(known) < room:
+                    known[key] = row
+            found.append(row)
+        found = torch.stack(found)
+        return found if mean is None else found.sub_((vectors @ mean)[:, None])
 
     def nearest(self, vectors: Tensor, k: int, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k most similar rows (or all), best first: their similarity and number, (V, k)."""
@@ -604,8 +631,14 @@ def lowest_similarities(images: Tensor, texts: Tensor) -> tuple[float, float]:
 
 
 def normalise_similarity(similarity: Tensor, lowest: float, scale: float) -> Tensor:
-    """max((s - lowest) / |scale|, 0), element by element."""
-    return similarity.sub(lowest).div_(abs(scale)).clamp_(min=0)
+    """max((s - lowest) / |scale|, 0), element by element: (Q, N) -> (Q, N)."""
+    import torch
+
+    found = torch.empty_like(similarity)
+    size = max(1, PAIRS_IN_CACHE // similarity.shape[1])
+    for some, out in zip(similarity.split(size), found.split(size), strict=True):
+        torch.sub(some, lowest, out=out).div_(abs(scale)).clamp_(min=0)
+    return found
 
 
 def harris_terms(s_i: Tensor, s_t: Tensor) -> tuple[Tensor, Tensor]:
