@@ -66,15 +66,15 @@ class Block:
     all there is. rows: the database rows, a slice where they are
     contiguous, else increasing int64 (n,). views: the judged pairs of each view, as indices into
     queries and rows. copies: rows that show what an earlier one shows, and that one, as indices
-    into rows, int64 (2, c), or None. images: how many distinct query images
-    there are, or queries.
+    into rows, int64 (2, c), or None. per_image: how many of
+    the queries that lie side by side have the same image, at least 1.
     """
 
     queries: np.ndarray
     rows: slice | np.ndarray
     views: Mapping[str, Judged]
     copies: np.ndarray | None = None
-    images: int = 1
+    per_image: int = 1
 
     def database_rows(self, positions: np.ndarray) -> np.ndarray:
         """Positions in the block as rows of the database; -1 stays -1."""
@@ -113,14 +113,14 @@ def make_blocks(task: Task, together: str | None = None) -> list[Block]:
 
 
 def _make_block(task: Task, queries: np.ndarray) -> Block:
-    pool, images = int(task.pool[queries[0]]), len(queries)
+    pool, per_image = int(task.pool[queries[0]]), 1
     rows = np.arange(0) if pool == NO_SET else task.sets[pool]
     if pool == NO_SET:
         rows = slice(0, len(task.gallery))
-        queries, images = _by_image(task, queries)
+        queries, per_image = _by_image(task, queries)
     elif len(rows) and rows[-1] - rows[0] + 1 == len(rows):
         rows = slice(int(rows[0]), int(rows[-1]) + 1)
-    block = Block(queries, rows, {}, find_copies(task, rows), images)
+    block = Block(queries, rows, {}, find_copies(task, rows), per_image)
     views = {}
     for name, view in task.views.items():
         excluded = _cells(task, block, view.excluded, "excluded", must_be_there=False)
@@ -131,10 +131,10 @@ def _make_block(task: Task, queries: np.ndarray) -> Block:
 
 
 def _by_image(task: Task, queries: np.ndarray) -> tuple[np.ndarray, int]:
-    """The queries with those of one image side by side, and how many images they have."""
+    """The queries with those of one image side by side, and how many these are, on the average."""
     number: dict[tuple[str, ...], int] = {}
     code = [number.setdefault(task.queries.images[q], len(number)) for q in queries.tolist()]
-    return queries[np.argsort(code, kind="stable")], len(number)
+    return queries[np.argsort(code, kind="stable")], len(queries) // len(number)
 
 
 def find_copies(task: Task, rows: slice | np.ndarray) -> np.ndarray | None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils import UserError
-from utils_blocks import Block, Cells, Judged, make_blocks, search_blocks, search_parts
-from utils_explained import Explained, collect_explained, explain_part, rows_sampled
-from utils_metrics import average, measure, plan_steps, positive_ranks
-from utils_retrieval import Assets, Gallery, Method, Queries, Rows, unit_rows
+from utils_blocks import Block, Judged, make_blocks, search_blocks, search_parts
+from utils_explained import Explained, collect_explained, rows_sampled
+from utils_metrics import average, measure, plan_steps
+from utils_retrieval import Assets, Gallery, Queries, Rows, unit_rows
 from utils_runs import Run, shown_parameters
+from utils_search import Found, Search, Times, explain, part_size, prepare
 from utils_storage import Features, QueryRows
 from utils_task import Task
 
@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 
     import torch
     from torch import Tensor
-
-# (query, row) pairs of a block that are scored together: fits the caches; fills a GPU
-PAIRS_SCORED = {"cpu": 1 << 19, "cuda": 1 << 24}
-PAIRS_COMPARED = 9 << 20  # (image, row) pairs of one product: 36 MiB, more than malloc holds on to,
-IMAGES_COMPARED = 64  # of at least so many images: products of fewer wait for memory
-PARTS = 4  # at least, for each thread
-SCORES_RANKED = 1 << 22  # of several runs, together
 
 
 # ---------------------------------------------------------------------------------------------
@@ -135,247 +128,6 @@ class Evaluation:
 
 
 # ---------------------------------------------------------------------------------------------
-# Searching a block
-# ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """A method with its prepared points, the numbers of their runs, and the features they read."""
-
-    method: Method
-    points: Sequence
-    numbers: Sequence[int]
-    reads: Sequence[str]
-
-
-class _Times:
-    """The seconds that methods' own work took, whichever threads did it."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.of = device, defaultdict(float)
-        self._lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def measure(self, method: Method) -> Iterator[None]:
-        """What happens inside is the method's work."""
-        start = self._now()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.of[method] += self._now() - start
-
-    def _now(self) -> float:
-        """The time when the device has done what it was given."""
-        if self.device.type == "cuda":
-            import torch
-
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def share(self, method: Method) -> float:
-        """The share of a method in the work of all."""
-        return self.of[method] / (sum(self.of.values()) or 1.0)
-
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """What one run finds in one view of a block (or of a part of it, of fewer queries).
-
-    ranks int32, tied bool: (p,), of the positives, on the device. top: scores float32 and positions
-    int64 (q, K), best first, -1 where nothing is ranked, or None.
-    """
-
-    ranks: Tensor
-    tied: Tensor
-    top: tuple[np.ndarray, np.ndarray] | None
-
-
-def _batches(pairs: Iterator, size: int) -> Iterator[list]:
-    """Pairs in order, at most `size` at a time, at least one."""
-    while batch := list(islice(pairs, max(1, size))):
-        yield batch
-
-
-def _observe(
-    prepared: Sequence[_Prepared], queries: Queries, gallery: Gallery, times: _Times
-) -> list[_Prepared]:
-    """Each method's points with what the gallery decides for these queries."""
-    observed = []
-    for p in prepared:
-        with times.measure(p.method):
-            observed.append(replace(p, points=p.method.observe(p.points, queries, gallery)))
-    return observed
-
-
-def _find_part(
-    part: Block,
-    queries: Queries,
-    gallery: Gallery,
-    observed: Sequence[_Prepared],
-    ties: str,
-    tops: Mapping[str, int],
-    times: _Times,
-) -> dict[int, dict[str, _Found]]:
-    """What all runs find for a part of a block, by number and view.
-
-    Queries that score the same are ranked once; others a few at a time, for the caches' sake.
-    """
-    import torch
-
-    found: dict[int, dict[str, _Found]] = {}
-    plain = all(view.excluded is None and view.candidates is None for view in part.views.values())
-    in_pieces = []
-    for p in observed:
-        first, kind = slice(None), None
-        if p.method.by_features and plain:
-            read = torch.cat([queries[name] for name in p.reads], dim=1)
-            first, kind = gallery.distinct(read)
-        if kind is None:
-            in_pieces.append(p)
-        else:
-            found |= _find(part, queries.some(first), gallery, [p], ties, tops, times, kind)
-    size = max(1, PAIRS_SCORED[queries.device.type] // len(part))
-    pieces = [
-        _find(piece, queries.some(slice(i, i + size)), gallery, in_pieces, ties, tops, times)
-        for i, piece in zip(range(0, len(part.queries), size), part.split(size), strict=True)
-    ]
-    for p in in_pieces:
-        for number in p.numbers:
-            own = [piece.pop(number) for piece in pieces]
-            found[number] = {name: _joined([views[name] for views in own]) for name in part.views}
-    return found
-
-
-def _joined(found: Sequence[_Found]) -> _Found:
-    """What a run finds for some queries after others."""
-    import torch
-
-    if len(found) == 1:
-        return found[0]
-    tops = [own.top for own in found]
-    top = None if None in tops else tuple(map(np.concatenate, zip(*tops, strict=True)))
-    ranks, tied = (torch.cat([getattr(own, n) for own in found]) for n in ("ranks", "tied"))
-    return _Found(ranks, tied, top)
-
-
-def _find(
-    block: Block,
-    queries: Queries,
-    gallery: Gallery,
-    observed: Sequence[_Prepared],
-    ties: str,
-    tops: Mapping[str, int],
-    times: _Times,
-    kind: Tensor | None = None,
-) -> dict[int, dict[str, _Found]]:
-    """Score a gallery for a block's queries in all runs; what each finds, by number and view.
-
-    kind: which of the queries each of the block's scores as, int64 (q,), or None: they are these.
-    """
-    found: dict[int, dict[str, _Found]] = {}
-    for p in observed:
-        with times.measure(p.method):
-            pairs = zip(p.numbers, p.method.scores(p.points, queries, gallery), strict=True)
-            for some in _batches(pairs, SCORES_RANKED // (len(block) * len(block.queries))):
-                numbers = [number for number, _ in some]
-                scores = [with_copies(block.copies, own) for _, own in some]
-                for name, judged in block.views.items():
-                    ranked = _rank(judged, scores, ties, tops.get(name, 0), kind)
-                    for number, own in zip(numbers, ranked, strict=True):
-                        found.setdefault(number, {})[name] = own
-    return found
-
-
-def _explain(
-    block: Block,
-    queries: Queries,
-    gallery: Gallery,
-    observed: Sequence[_Prepared],
-    found: Mapping[int, Mapping[str, _Found]],
-    main: str,
-    sampled: int,
-) -> dict[int, Explained]:
-    """What the scores of a block's queries are made of, by run, of methods that tell."""
-    import torch
-
-    judged, explained = block.views[main], {}
-    ranked = torch.zeros((len(block.queries), len(block)), device=queries.device)
-    ranked = ~_ranked_scores(judged, ranked).isneginf()
-    for p in observed:
-        for number, state in zip(p.numbers, p.points, strict=True) if p.method.parts else ():
-            own, parts = found[number][main], p.method.parts(state, queries, gallery)
-            positives = judged.positives, own.ranks.cpu().numpy()
-            explained[number] = explain_part(parts, block, positives, ranked, own.top[1], sampled)
-    return explained
-
-
-def with_copies(copies: np.ndarray | None, scores: Tensor) -> Tensor:
-    """Scores (q, n) in which a picture's copies (Block.copies) score as the first does.
-
-    A product of matrices may part equal columns by the last bit, which would decide ties.
-    """
-    import torch
-
-    if copies is None:
-        return scores
-    copy, first = torch.from_numpy(copies).to(scores.device)
-    return scores.index_copy(1, copy, scores[:, first])
-
-
-def _rank(
-    judged: Judged, scores: Sequence[Tensor], ties: str, top_k: int, kind: Tensor | None
-) -> list[_Found]:
-    """Rank the rows of a view in each run's scores (q, n); kind: see _find."""
-    scores = [_ranked_scores(judged, own) for own in scores]
-    ranked = positive_ranks(scores, *_on_device(judged.positives, scores[0]), ties, kind)
-    tops = [best_rows(own, top_k) if top_k else None for own in scores]
-    if kind is not None and top_k:
-        tops = [tuple(part[kind.cpu().numpy()] for part in top) for top in tops]
-    return [_Found(ranks.int(), tied, top) for top, ranks, tied in zip(tops, *ranked, strict=True)]
-
-
-def _ranked_scores(judged: Judged, scores: Tensor) -> Tensor:
-    """Scores (q, n) in which rows that are not ranked have -inf."""
-    if judged.candidates is not None:
-        cells = _on_device(judged.candidates, scores)
-        ranked = scores.new_full(scores.shape, -np.inf)
-        ranked[cells] = scores[cells]
-        scores = ranked
-    if judged.excluded is not None:
-        scores = scores.clone()
-        scores[_on_device(judged.excluded, scores)] = -np.inf
-    return scores
-
-
-def _on_device(cells: Cells, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and rows of cells, int64 (p,) both, where the scores are."""
-    import torch
-
-    return tuple(torch.from_numpy(index).to(scores.device) for index in (cells.query, cells.row))
-
-
-def best_rows(scores: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best scores of every query and their positions: (Q, N) -> twice (Q, min(k, N)).
-
-    Equal scores in the order of their positions. Only where more of them than there is room for
-    share the last place is the whole row sorted.
-    """
-    k = min(k, scores.shape[1])
-    value, position = scores.topk(k)
-    position, order = position.sort(dim=1)
-    value, order = value.gather(1, order).sort(dim=1, descending=True, stable=True)
-    position = position.gather(1, order)
-    crowded = (scores >= value[:, -1:]).sum(1) > k
-    if crowded.any():
-        ordered = scores[crowded].sort(dim=1, descending=True, stable=True)
-        value[crowded], position[crowded] = (part[:, :k] for part in ordered)
-    value, position = value.cpu().numpy(), position.cpu().numpy()
-    return value, np.where(np.isneginf(value), -1, position)
-
-
-# ---------------------------------------------------------------------------------------------
 # The pass
 # ---------------------------------------------------------------------------------------------
 
@@ -444,8 +196,8 @@ def _evaluate(
     }
     kinds = dict.fromkeys(name for run in runs for name in run.method.gallery_reads)
     database = {name: features.database(name) for name in kinds}
-    times = _Times(device)
-    prepared = list(_by_method(runs, assets, times))
+    searching = Search(ties, tops, Times(device))
+    prepared = list(prepare(runs, assets, searching.times))
     text = features.task.queries.text
 
     @torch.inference_mode()
@@ -454,19 +206,19 @@ def _evaluate(
         kinds = {name: Rows.of(rows) for name, rows in raw.items()}
         gallery = Gallery(kinds, block.database_rows(np.arange(len(block))))
         _check_rows(gallery, block, features)
-        observed = _observe(prepared, select(block), gallery, times) if whole else None
+        observed = searching.observe(prepared, select(block), gallery) if whole else None
 
         @torch.inference_mode()
         def search_part(part: Block) -> tuple[Block, dict, dict]:
             some = select(part)
-            own = observed or _observe(prepared, some, gallery, times)
-            found, made = _find_part(part, some, gallery, own, ties, tops, times), {}
+            own = observed or searching.observe(prepared, some, gallery)
+            found, made = searching.find(part, some, gallery, own), {}
             if sampled is not None:
                 main = features.task.main_view
-                made = _explain(part, some, gallery, own, found, main, sampled)
+                made = explain(part, some, gallery, own, found, main, sampled)
             return part, found, made
 
-        return search_parts(search_part, list(block.split(_part_size(block, device))), device)
+        return search_parts(search_part, list(block.split(part_size(block, device))), device)
 
     def select(block: Block) -> Queries:
         """The queries of a block with their features."""
@@ -494,55 +246,26 @@ def _evaluate(
     seconds = time.perf_counter() - start
     runs_of = Counter(run.method for run in runs)
     return [
-        replace(e, seconds=seconds * times.share(e.run.method) / runs_of[e.run.method])
+        replace(e, seconds=seconds * searching.times.share(e.run.method) / runs_of[e.run.method])
         for e in evaluations
     ]
 
 
-def _part_size(block: Block, device: torch.device) -> int:
-    """How many queries of a block are compared by one product: of a CPU, parts for all threads."""
-    import torch
-
-    images = max(IMAGES_COMPARED, PAIRS_COMPARED // len(block))
-    size = images * len(block.queries) // block.images
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if threads == 1:
-        return size
-    share = -(-len(block.queries) // (PARTS * threads))
-    return min(size, max(share, PAIRS_SCORED["cpu"] // len(block), 1))
-
-
-def _by_method(runs: Sequence[Run], assets: Assets, times: _Times) -> Iterator[_Prepared]:
-    """For each method its prepared points and the numbers of their runs.
-
-    Runs are put in the order of their parameters, so that those that differ in the last ones alone
-    (harris_lambda) lie side by side and share most.
-    """
-    for method in dict.fromkeys(run.method for run in runs):
-        numbers = [number for number, run in enumerate(runs) if run.method is method]
-        numbers.sort(key=lambda number: astuple(runs[number].parameters))
-        points = [runs[number].parameters for number in numbers]
-        reads = dict.fromkeys(name for p in points for name in method.query_features(p))
-        with times.measure(method):
-            prepared = method.prepare(points, assets)
-        yield _Prepared(method, prepared, numbers, tuple(reads))
-
-
 def _collect(
     blocks: Sequence[Block],
-    found: Sequence[_Found],
+    found: Sequence[Found],
     positives: Positives,
-    order: np.ndarray,
+    spans: Sequence[slice],
     k: int,
 ) -> Ranking:
     """What the parts of a run found in a view, put together."""
     import torch
 
     count = len(positives.count)
-    ranks = torch.cat([part.ranks for part in found]).cpu().numpy()[order]
-    tied = torch.cat([part.tied for part in found]).cpu().numpy()[order]
+    ranks = _in_order(torch.cat([part.ranks for part in found]).cpu().numpy(), spans)
+    tied = _in_order(torch.cat([part.tied for part in found]).cpu().numpy(), spans)
     top_rows, top_scores = _top(blocks, [part.top for part in found], count, k)
-    tied = np.bincount(positives.query[tied], minlength=count) > 0
+    tied = np.bincount(positives.query[np.flatnonzero(tied)], minlength=count) > 0
     return Ranking(positives, ranks, tied, top_rows, top_scores)
 
 
@@ -647,8 +370,8 @@ def check_lengths(
 # ---------------------------------------------------------------------------------------------
 
 
-def _all_positives(task: Task, view: str, blocks: Sequence[Block]) -> tuple[Positives, np.ndarray]:
-    """All positives of a view in query order, and the order that brings the blocks' to it."""
+def _all_positives(task: Task, view: str, blocks: Sequence[Block]) -> tuple[Positives, list[slice]]:
+    """All positives of a view in query order, and where the blocks have those of each query."""
     cells = [block.views[view].positives for block in blocks]
     queries = np.concatenate([block.queries for block in blocks])
     sizes = [
@@ -656,15 +379,19 @@ def _all_positives(task: Task, view: str, blocks: Sequence[Block]) -> tuple[Posi
     ]
     row = np.concatenate([b.database_rows(c.row) for b, c in zip(blocks, cells, strict=True)])
     by_query, size = np.argsort(queries), np.concatenate(sizes)
-    start, size = (np.cumsum(size) - size)[by_query], size[by_query]
-    query = np.repeat(queries[by_query], size)
-    order = np.repeat(start - (np.cumsum(size) - size), size)
-    order += np.arange(len(order))
+    stop = np.cumsum(size)
+    spans = list(map(slice, (stop - size)[by_query].tolist(), stop[by_query].tolist()))
+    query = np.repeat(queries[by_query], size[by_query])
     count = np.bincount(query, minlength=len(task.queries))
     ranked = np.zeros(len(task.queries), np.int64)
     for block in blocks:
         ranked[block.queries] = _ranked_rows(block, block.views[view])
-    return Positives(query, row[order], count, ranked), order
+    return Positives(query, _in_order(row, spans), count, ranked), spans
+
+
+def _in_order(values: np.ndarray, spans: Sequence[slice]) -> np.ndarray:
+    """The spans of the values one after another."""
+    return np.concatenate([values[span] for span in spans])
 
 
 def _ranked_rows(block: Block, judged: Judged) -> np.ndarray:

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, product, repeat, takewhile
+from itertools import chain, pairwise, product, repeat, takewhile
 from typing import TYPE_CHECKING
 
 from utils import UserError
@@ -32,8 +32,9 @@ EPSILON = 1e-5  # in the divisors of FREEDOM's and i-CIR's code: a perfect ranki
 
 # (positive, row) pairs compared in one step: fits a core's cache; fills a GPU
 PAIRS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
-SHARE_TO_SELECT = 0.7  # of the rows in play, below which picking them out is less than it saves
-VALUES_COMPARED = 32  # at most, to find the columns that tie with positives; all are sorted beyond
+SHARE_TO_SELECT = 0.6  # of the rows in play, below which picking them out is less than it saves
+ROWS_SAMPLED = 97  # one of so many is looked at to know that share
+TIES_COMPARED = 32  # positives of a query, at most, of which each is compared with all columns
 FEW_POSITIVES = 48  # of a query: on a CPU compared with the rows of several runs, else rows sorted
 
 
@@ -75,66 +76,99 @@ def ranks_by_sorting(
     """
     import torch
 
-    ranks = np.empty((len(scores), len(query)), np.int64)
-    tied = np.empty(ranks.shape, bool)
-    runs, position = [own.numpy() for own in scores], position.numpy()
-    numbers, counts = query.unique_consecutive(return_counts=True)
-    stops = counts.cumsum(0)
+    query, position = query.numpy(), position.numpy()
+    row = query if kind is None else kind.numpy()[query]
+    places = _places(row)
+    found = [_rank_run(own.numpy(), row, places, query, position, ties) for own in scores]
+    return tuple(torch.from_numpy(np.stack(parts)) for parts in zip(*found, strict=True))
+
+
+def _places(row: np.ndarray) -> dict[int, slice | np.ndarray]:
+    """Where each number of (P,) is: a slice if all lie side by side, else int64, rising."""
+    starts = np.flatnonzero(np.diff(row, prepend=-1))
     spans = defaultdict(list)
-    rows = (numbers if kind is None else kind[numbers]).tolist()
-    for row, start, stop in zip(rows, (stops - counts).tolist(), stops.tolist(), strict=True):
-        spans[row].append(slice(start, stop))
-    for run, own in enumerate(runs):
-        for row, some in spans.items():
-            found = _rank_in_row(own[row], [position[span] for span in some], ties)
-            for span, pair in zip(some, found, strict=True):
-                ranks[run, span], tied[run, span] = pair
-    return torch.from_numpy(ranks), torch.from_numpy(tied)
+    for start, stop in pairwise([*starts.tolist(), len(row)]):
+        spans[int(row[start])].append(slice(start, stop))
+    return {own: some[0] if len(some) == 1 else np.r_[tuple(some)] for own, some in spans.items()}
 
 
-def _rank_in_row(row: np.ndarray, positions: Sequence[np.ndarray], ties: str) -> Iterator[tuple]:
-    """Ranks and tied (n,) of the positives of each query that has these scores, (N,).
-
-    positions: n of each, rising. A column that scores less than every positive counts for none.
-    """
-    lowest = min(row[position].min() for position in positions)
-    in_play = row >= lowest
-    few = np.count_nonzero(in_play) < SHARE_TO_SELECT * len(row)
-    ordered = row[in_play] if few else row.copy()
-    ordered.sort()
-    for position in positions:
-        yield _rank_among(ordered, row, position, ties)
-
-
-def _rank_among(
-    ordered: np.ndarray, row: np.ndarray, position: np.ndarray, ties: str
+def _rank_run(
+    scores: np.ndarray,
+    row: np.ndarray,
+    places: Mapping[int, slice | np.ndarray],
+    query: np.ndarray,
+    position: np.ndarray,
+    ties: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks and tied (n,) of one query's positives; ordered: its scores in play, rising."""
-    own = row[position]
-    end = ordered.searchsorted(own, "right")
-    ranks = len(ordered) - end
-    if not (ordered[end - 2] == own).any():  # each score is alone (of one score, this is it)
-        return ranks, np.zeros(len(own), bool)
-    equal = end - ordered.searchsorted(own)
-    twins = _equal_to(own)
-    tied = equal > twins
-    if ties == "worst":
-        ranks += equal - twins
-    rivals = position
-    if ties == "row":
-        values = np.unique(own[equal > 1])
-        few = len(values) <= VALUES_COMPARED
-        rivals = np.flatnonzero(np.isin(row, values) if few else row >= own.min())
-    first = _order(own)  # of each score, where the key of column c is c lower
-    keys = np.sort(_order(row[rivals]) - rivals)
-    earlier = keys.searchsorted(first, "right") - keys.searchsorted(first - position, "right")
-    return ranks + earlier, tied
+    """Ranks int64 and tied bool (P,) in one run's scores (Q, N).
+
+    row: int64 (P,), which scores are each positive's. places: where each of these is in it.
+    """
+    values = scores[row, position]
+    ranks, columns = np.empty(len(row), np.int64), np.ones(len(row), np.int64)  # of its score
+    for number, some in places.items():
+        own = values[some]
+        ordered = _in_play(scores[number], own.min())
+        ordered.sort()
+        end = ordered.searchsorted(own, "right")
+        ranks[some] = len(ordered) - end
+        if (ordered[end - 2] == own).any():  # of one score in play, this is it
+            columns[some] = end - ordered.searchsorted(own)
+    tied = np.zeros(len(row), bool)
+    for number in np.unique(query[columns > 1]).tolist():
+        some = slice(*query.searchsorted((number, number + 1)))
+        own = np.flatnonzero(columns[some] > 1)
+        twins, earlier_twins, earlier = _equal_columns(
+            scores[row[some.start]], position[some], own, ties == "row"
+        )
+        others = columns[some][own] - twins
+        tied[some][own] = others > 0
+        more = {"row": earlier, "best": earlier_twins, "worst": others + earlier_twins}
+        ranks[some][own] += more[ties]
+    return ranks, tied
 
 
-def _equal_to(values: np.ndarray) -> np.ndarray:
-    """How many of the values equal each of them, itself included: int64."""
-    ordered = np.sort(values)
-    return ordered.searchsorted(values, "right") - ordered.searchsorted(values)
+def _in_play(row: np.ndarray, lowest: float) -> np.ndarray:
+    """A copy of the scores (N,) without those below the lowest, where that is worth it."""
+    sample = row[::ROWS_SAMPLED]
+    few = np.count_nonzero(sample >= lowest) < SHARE_TO_SELECT * len(sample)
+    return row.take(np.flatnonzero(row >= lowest)) if few else row.copy()
+
+
+def _equal_columns(
+    row: np.ndarray, position: np.ndarray, which: np.ndarray, all_columns: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """How many columns score as some of a query's positives do, int64 (p,) each.
+
+    row: its scores (N,). position: its positives, rising (n,). which: some of these, (p,). Returns
+    how many positives do, how many earlier ones, and how many earlier columns, where all are asked.
+    """
+    own, earlier = row[position], None
+    if len(which) <= TIES_COMPARED:
+        same = own == own[which, None]
+        twins, place = same.sum(1), np.arange(len(own))
+        if all_columns:
+            cells = zip(position[which].tolist(), own[which], strict=True)
+            earlier = np.array([np.count_nonzero(row[:end] == value) for end, value in cells])
+        return twins, (same & (place < which[:, None])).sum(1), earlier
+    twins, earlier_twins = _count_equal(row, position, position[which])
+    if all_columns:
+        rivals = np.flatnonzero(row >= own[which].min())
+        _, earlier = _count_equal(row, rivals, position[which])
+    return twins, earlier_twins, earlier
+
+
+def _count_equal(
+    row: np.ndarray, among: np.ndarray, position: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many columns among some score as those at the positions do, and how many earlier ones."""
+    first = _order(row[position])  # of each score, where the key of column c is c lower
+    keys = np.sort(_order(row[among]) - among)
+    stop = keys.searchsorted(first, "right")
+    of_score, later = (
+        keys.searchsorted(first - columns, "right") for columns in (len(row), position)
+    )
+    return stop - of_score, stop - later
 
 
 def _order(values: np.ndarray) -> np.ndarray:

@@ -29,10 +29,11 @@ from utils import UserError, say
 from utils_assets import load_assets
 from utils_backbones import Places
 from utils_blocks import find_copies
-from utils_evaluation import unit_features, unit_queries, with_copies
+from utils_evaluation import unit_features, unit_queries
 from utils_protocol import query_image_rows
 from utils_retrieval import Assets, Queries, name_of_texts
 from utils_runs import Run
+from utils_search import with_copies
 from utils_storage import Features
 from utils_task import QueryTable
 

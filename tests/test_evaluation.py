@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import utils_evaluation
+import utils_search
 from methods import find_method
 from utils import UserError
 from utils_blocks import make_blocks
@@ -156,9 +156,9 @@ def test_columns_average_the_views_measures():
 @pytest.mark.parametrize("shared", [0, 1 << 30])
 def test_pieces_of_a_large_gallery_give_the_same(monkeypatch, kept, shared):
     whole = run_image(make_world(1), tops={"all": 7})
-    monkeypatch.setattr(utils_evaluation, "PAIRS_SCORED", {"cpu": 1})
-    monkeypatch.setattr(utils_evaluation, "IMAGES_COMPARED", 1)
-    monkeypatch.setattr(utils_evaluation, "PAIRS_COMPARED", 1)
+    monkeypatch.setattr(utils_search, "PAIRS_SCORED", {"cpu": 1})
+    monkeypatch.setattr(utils_search, "IMAGES_COMPARED", 1)
+    monkeypatch.setattr(utils_search, "PAIRS_COMPARED", 1)
     monkeypatch.setattr("utils_retrieval.BYTES_KEPT", kept)
     monkeypatch.setattr("utils_retrieval.PAIRS_WORTH_SHARING", shared)
     pieces = run_image(make_world(1), tops={"all": 7})
@@ -220,7 +220,7 @@ def test_the_best_rows_are_those_of_a_stable_sort(levels, k):
     draw = torch.Generator().manual_seed(levels)
     scores = torch.randint(levels, (30, 40), generator=draw).float()
     scores[::3, 5:] = -torch.inf  # rows that are not ranked
-    value, position = utils_evaluation.best_rows(scores, k)
+    value, position = utils_search.best_rows(scores, k)
     ordered = scores.sort(dim=1, descending=True, stable=True)
     expected = np.where(ordered.values.isneginf(), -1, ordered.indices)[:, :k]
     np.testing.assert_array_equal(position, expected)

@@ -13,7 +13,7 @@ import torch
 
 import run_retrieval
 import utils_blocks
-import utils_evaluation
+import utils_search
 from methods import basic
 from utils_assets import load_assets
 from utils_backbones import Places
@@ -164,10 +164,10 @@ def test_pieces_of_any_size_give_the_same(evaluated, monkeypatch):
     features = load_features(GOLDEN[world] / "features", world, "icir")
     assets = golden_assets(world, features, runs)
     whole = evaluate(features, runs, assets, device, tops={"all": 5})
-    monkeypatch.setattr(utils_evaluation, "PAIRS_SCORED", {"cpu": 1})
-    monkeypatch.setattr(utils_evaluation, "IMAGES_COMPARED", 1)
-    monkeypatch.setattr(utils_evaluation, "PAIRS_COMPARED", 1)
-    monkeypatch.setattr(utils_evaluation, "SCORES_RANKED", 1)
+    monkeypatch.setattr(utils_search, "PAIRS_SCORED", {"cpu": 1})
+    monkeypatch.setattr(utils_search, "IMAGES_COMPARED", 1)
+    monkeypatch.setattr(utils_search, "PAIRS_COMPARED", 1)
+    monkeypatch.setattr(utils_search, "SCORES_RANKED", 1)
     monkeypatch.setattr(basic, "IMAGE_VARIANTS_AT_ONCE", 1)
     pieces = evaluate(features, runs, assets, device, tops={"all": 5})
     for one, other in zip(pieces, whole, strict=True):

@@ -22,7 +22,10 @@ FLOORS = (
         *("captioning", "distractors", "external", "extraction", "live", "report"),
         *("utils_plans", "utils_running", "utils_summary", "utils_tables"),
     ),
-    ("utils_assets", "utils_blocks", "utils_evaluation", "utils_explained", "utils_texts"),
+    (
+        *("utils_assets", "utils_blocks", "utils_evaluation", "utils_explained", "utils_search"),
+        "utils_texts",
+    ),
     (
         *("utils_labels", "utils_protocol", "utils_runs", "utils_storage"),
         *("utils_submissions", "utils_values"),

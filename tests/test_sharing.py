@@ -123,9 +123,9 @@ def test_what_is_shared_gives_what_each_query_alone_gives(monkeypatch, plain):
     for worth, kept, images in settings[::-1]:
         monkeypatch.setattr("utils_retrieval.PAIRS_WORTH_SHARING", worth)
         monkeypatch.setattr("utils_retrieval.BYTES_KEPT", kept)
-        monkeypatch.setattr("utils_evaluation.IMAGES_COMPARED", images)
-        monkeypatch.setattr("utils_evaluation.PAIRS_COMPARED", 1)
-        monkeypatch.setattr("utils_evaluation.PAIRS_SCORED", {"cpu": 60 * images})
+        monkeypatch.setattr("utils_search.IMAGES_COMPARED", images)
+        monkeypatch.setattr("utils_search.PAIRS_COMPARED", 1)
+        monkeypatch.setattr("utils_search.PAIRS_SCORED", {"cpu": 60 * images})
         found = evaluate(features, runs, Assets(), CPU, tops={"all": 7})
         expected = expected or found
         for own, other in zip(found, expected, strict=True):
