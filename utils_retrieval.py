@@ -12,7 +12,7 @@ torch is imported inside the functions that need it, so that `--help` answers at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -221,9 +221,7 @@ def _ask(
         parts = {key: (one.vectors()[place], place, None) for key, one in asked.items()}
         few.clear()
     vectors = {key: (part[0], asked[key].mean) for key, part in parts.items()}
-    similar = {key: gallery.similarity_of_few(*vectors.pop(key), of) for key in few}
-    if vectors:
-        similar |= gallery.similarities(vectors, of)
+    similar = gallery.similarities(vectors, of, few)
     return fits, {
         key: Shared(asked[key].then(similar[key], rows), kind)
         for key, (_, rows, kind) in parts.items()
@@ -308,22 +306,30 @@ class Gallery:
         return self.similarities({"": (vectors, mean)}, of)[""]
 
     def similarities(
-        self, parts: Mapping[Hashable, tuple[Tensor, Tensor | None]], of: str = "image"
+        self,
+        parts: Mapping[Hashable, tuple[Tensor, Tensor | None]],
+        of: str = "image",
+        few: Collection[Hashable] = (),
     ) -> dict[Hashable, Tensor]:
-        """similarity of each part (V_i, m_i) -> (V_i, N), by name, by one product over the rows."""
+        """similarity of each part (V_i, m_i) -> (V_i, N), by name, by one product over the rows.
+
+        few: parts of vectors that many queries share, which are remembered.
+        """
         import torch
 
-        vectors = [vectors for vectors, _ in parts.values()]
         rows = self.kinds[of]
-        product = rows.product(torch.cat(vectors))
-        found = dict(zip(parts, product.split([len(v) for v in vectors]), strict=True))
+        found = {name: self._similarity_of_few(parts[name][0], of) for name in few}
+        others = {name: vectors for name, (vectors, _) in parts.items() if name not in found}
+        if others:
+            product = rows.product(torch.cat(list(others.values())))
+            found |= zip(others, product.split(list(map(len, others.values()))), strict=True)
         for name, (vectors, mean) in parts.items():
             if mean is not None:
                 found[name].sub_((vectors @ mean)[:, None])
         return found
 
-    def similarity_of_few(self, vectors: Tensor, mean: Tensor | None, of: str) -> Tensor:
-        """What similarity yields, of vectors that many queries share, remembered one by one.
+    def _similarity_of_few(self, vectors: Tensor, of: str) -> Tensor:
+        """V X' of vectors that many queries share, remembered one by one: (V, D) -> (V, N).
 
         Each has a product of its own, so that no bit depends on which of them came together.
         """
@@ -339,8 +345,7 @@ class Gallery:
                 if len(known) < room:
                     known[key] = row
             found.append(row)
-        found = torch.stack(found)
-        return found if mean is None else found.sub_((vectors @ mean)[:, None])
+        return torch.stack(found)
 
     def nearest(self, vectors: Tensor, k: int, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k most similar rows (or all), best first: their similarity and number, (V, k)."""

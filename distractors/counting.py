@@ -9,7 +9,7 @@ float64, so that what is counted depends neither on how rows are cut into blocks
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,7 @@ class Listening(Gallery):
         self.said.append((first, kind) if len(first) < len(kind) else (slice(None), None))
         return self.said[-1]
 
-    def similarities(self, parts: Mapping, of: str = "image") -> dict:
+    def similarities(self, parts: Mapping, of: str = "image", few: Collection = ()) -> dict:
         self.asked.extend((of, vectors, mean) for vectors, mean in parts.values())
         return super().similarities(parts, of)
 
@@ -102,7 +102,7 @@ class Answering(Gallery):
         self.open.append(next(self.said))
         return self.open[-1]
 
-    def similarities(self, parts: Mapping, of: str = "image") -> dict:
+    def similarities(self, parts: Mapping, of: str = "image", few: Collection = ()) -> dict:
         kinds = [kind for _, kind in self.open] or [None] * len(parts)
         self.open.clear()
         found = {}
@@ -119,7 +119,7 @@ class Pairs(Gallery):
     def distinct(self, vectors: Tensor) -> tuple[slice, None]:
         return slice(None), None
 
-    def similarities(self, parts: Mapping, of: str = "image") -> dict:
+    def similarities(self, parts: Mapping, of: str = "image", few: Collection = ()) -> dict:
         rows, found = self.kinds[of], {}
         for name, (vectors, mean) in parts.items():
             vectors = vectors.to(rows.raw.dtype)

@@ -9,7 +9,7 @@ depend neither on how the pool is cut nor on who read which part of it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,7 @@ class Among(Gallery):
     def __len__(self) -> int:
         return len(self.own) + self.answers.rows
 
-    def similarities(self, parts: Mapping, of: str = "image") -> dict:
+    def similarities(self, parts: Mapping, of: str = "image", few: Collection = ()) -> dict:
         raise UserError(
             "the method compares every row before it scores, which a pool of distractors does not "
             "answer: add --neighbours_from gallery, or leave --distractors"

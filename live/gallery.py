@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -161,7 +161,7 @@ class LiveGallery(Gallery):
         return found
 
     def similarities(
-        self, parts: Mapping[Hashable, tuple[Tensor, Tensor | None]], of: str = "image"
+        self, parts: Mapping, of: str = "image", few: Collection = ()
     ) -> dict[Hashable, Tensor]:
         """As Gallery.similarities; each is the caller's own, to change as it likes."""
         return {name: own.clone() for name, own in self.shared(parts, of).items()}
@@ -215,7 +215,9 @@ class Heard(Gallery):
     def over(cls, gallery: LiveGallery) -> Heard:
         return cls(gallery.kinds, gallery.number, gallery._remembered, gallery)
 
-    def similarities(self, parts: Mapping, of: str = "image") -> dict[Hashable, Tensor]:
+    def similarities(
+        self, parts: Mapping, of: str = "image", few: Collection = ()
+    ) -> dict[Hashable, Tensor]:
         found = self.gallery.shared(parts, of)
         for name, similarity in found.items():
             self.heard[role_of(name) if of == "image" else None] = similarity
@@ -234,7 +236,9 @@ class Grid(Gallery):
     def __len__(self) -> int:
         return len(next(iter(self.given.values())))
 
-    def similarities(self, parts: Mapping, of: str = "image") -> dict[Hashable, Tensor]:
+    def similarities(
+        self, parts: Mapping, of: str = "image", few: Collection = ()
+    ) -> dict[Hashable, Tensor]:
         return {name: self.given[role_of(name)].clone()[None] for name in parts}
 
 

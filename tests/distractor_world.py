@@ -88,7 +88,7 @@ def write_pool(folder: Path, made: np.ndarray, sizes: list[int], dtype=np.float3
 class Double(Gallery):
     """A gallery that compares in float64."""
 
-    def similarities(self, parts, of="image"):
+    def similarities(self, parts, of="image", few=()):
         rows = self.kinds[of]
         unit = rows.raw.double() / rows.raw.double().norm(dim=1, keepdim=True)
         found = {}
