@@ -189,7 +189,7 @@ class Thresholds:
         query = cell // self.value.shape[1]
         ends = np.searchsorted(query, np.arange(1, len(self.value)))
         low, high = (own.cpu().numpy().reshape(-1)[cell] for own in (self.low, self.high))
-        return Flat(cell, query, ends, low, high)
+        return Flat(cell, query, low, np.split(high, ends))
 
 
 def find_thresholds(part: Part, raw: Mapping[str, Tensor]) -> list[Thresholds]:
@@ -227,15 +227,14 @@ def _thresholds(part: Part, exact: Tensor, rough: Tensor) -> Thresholds:
 class Flat:
     """The thresholds there are, one query's after another's, t of them.
 
-    cell, query: int64 (t,), their places in Thresholds.value, and of their queries. ends: int64
-    (Q - 1,), where the queries end, but for the last. low, high: float32 (t,).
+    cell, query: int64 (t,), their places in Thresholds.value, and of their queries. low: float32
+    (t,). high: of each query, float32.
     """
 
     cell: np.ndarray
     query: np.ndarray
-    ends: np.ndarray
     low: np.ndarray
-    high: np.ndarray
+    high: Sequence[np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,8 +336,8 @@ def _count_sorted_numpy(scores: np.ndarray, thresholds: Thresholds, counter: Cou
 
     flat = thresholds.flat
     ordered = np.sort(scores, axis=1)
-    of_query = zip(ordered, np.split(flat.high, flat.ends), strict=True)
-    not_above = np.concatenate([own.searchsorted(high, "right") for own, high in of_query])
+    pairs = zip(ordered, flat.high, strict=True)
+    not_above = np.concatenate([own.searchsorted(high, "right") for own, high in pairs])
     counter.above.numpy().reshape(-1)[flat.cell] += scores.shape[1] - not_above
     last = ordered[flat.query, np.maximum(not_above - 1, 0)]
     near = (not_above > 0) & (last >= flat.low)
