@@ -13,7 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from domain_world import DATA, GOLDEN, NAMES, golden, save_words_clip, write_corpora
+from domain_world import (
+    DATA,
+    GOLDEN,
+    NAMES,
+    WORDS,
+    golden,
+    read_prompts,
+    save_words_clip,
+    write_corpora,
+)
+from refusals import refusal
 
 import create_features
 import run_retrieval
@@ -245,3 +255,30 @@ def test_freedom_on_instances_takes_the_text_in_the_domain_s_place(world, tmp_pa
     kept = {text for (text,) in read_table(store / "texts.csv")[1:]}
     assert any(text.endswith(" today") for text in kept)
     assert any(text.endswith(" archive") for text in kept)
+
+
+# What is wrong -> the words of FREEDOM's corpus that are put in others' place, flags, what is said.
+REFUSED = {
+    "kappa": ({}, ("--kappa", "5000"), "--kappa 5000: a gallery has "),
+    "a word twice": ({2: "first"}, (), "rows 1 and 3 are both 'first'"),
+    "a blank word": ({1: " "}, (), "row 2: a blank"),
+}
+
+
+@pytest.mark.parametrize("world", ["tiny"], indirect=True)
+@pytest.mark.parametrize("fault", REFUSED)
+def test_what_freedom_cannot_work_with_is_one_line(world, tmp_path, monkeypatch, capsys, fault):
+    changed, flags, said = REFUSED[fault]
+    features = tmp_path / "features"
+    shutil.copytree(world.folder / "features", features)
+    (corpus,) = features.glob(f"*/corpus/{WORDS}.csv")
+    words = dict(enumerate(read_prompts(corpus)[1:])) | {0: "first"} | changed
+    write_csv(corpus, ["prompt"], [[word] for word in words.values()])
+    backbone = f"local-dir:{TINY / 'clip'}"
+    common = ("--dataset", "ltll", "--method", "freedom", "--backbone", backbone, "--gpu=-1")
+    folders = (f"--features_dir={features}", f"--data_dir={world.folder / 'data'}")
+    found = refusal(
+        *(monkeypatch, capsys, tmp_path / "empty", *common, *folders, *flags),
+        main=run_retrieval.main,
+    )
+    assert said in found
