@@ -2,6 +2,7 @@
 
 photos.py stage.py       a folder of photographs, and its features as they change
 gallery.py               the rows that are searched, and what their products are kept for
+packed.py threads.py     the rows once more, for products of few vectors; work on all cores
 candidates.py            of millions of rows, those that are worth ranking (faiss)
 searcher.py              a query and a method's parameters -> ranked rows
 choices.py               which methods and parameters there are to choose from

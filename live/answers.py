@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +13,8 @@ import numpy as np
 from live.searcher import dots_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from live.searcher import Ranked, Searcher
 
 A_PAGE = 60  # rows
@@ -98,10 +99,11 @@ def describe_ranked(searcher: Searcher, ranked: Ranked) -> dict:
             if other != name
         }
         parts = {"image": ranked.image, "text": ranked.text}
-        sub = {n: v[column.places].tolist() for n, v in parts.items() if v is not None}
+        sub = {n: numbers(v[column.places]) for n, v in parts.items() if v is not None}
+        scores = numbers(column.values)
         for place, row in enumerate(rows):
-            row["score"] = number(column.values[place])
-            row |= {part: number(values[place]) for part, values in sub.items()}
+            row["score"] = scores[place]
+            row |= {part: values[place] for part, values in sub.items()}
             row["ranks"] = {other: own[place] for other, own in ranks.items()}
         columns[name] = rows
     return {
@@ -127,19 +129,22 @@ def _scatter(searcher: Searcher, ranked: Ranked) -> dict | None:
     if ranked.image is None or ranked.text is None:
         return None
     dots = dots_of(len(ranked.image))
-    parts = [[number(v) for v in own[dots].tolist()] for own in (ranked.image, ranked.text)]
-    found = {"image": parts[0], "text": parts[1], "of": len(searcher), "level": None}
+    image, text = (numbers(own[dots]) for own in (ranked.image, ranked.text))
+    found = {"image": image, "text": text, "of": len(searcher), "level": None}
     if ranked.level is not None:
-        scores, image, text = ranked.level
-        found["level"] = {
-            "scores": [number(v) for v in scores.ravel().tolist()],
-            "image": [number(v) for v in image.tolist()],
-            "text": [number(v) for v in text.tolist()],
-        }
+        names = ("scores", "image", "text")
+        found["level"] = {n: numbers(own) for n, own in zip(names, ranked.level, strict=True)}
     return found
 
 
-def number(value: float | np.floating) -> float | None:
-    """A number as JSON has it, in 7 digits; None for what is not finite."""
-    value = float(value)
-    return float(f"{value:.7g}") if math.isfinite(value) else None
+def numbers(values: np.ndarray | Tensor) -> list[float | None]:
+    """Numbers as JSON has them, in 7 digits; None for what is not finite."""
+    values = np.asarray(values, np.float64).ravel()
+    finite = np.isfinite(values)
+    usual = np.where(finite & (values != 0), np.abs(values), 1.0)
+    scale = 10.0 ** (6 - np.floor(np.log10(usual)))
+    rounded = np.round(np.where(finite, values, 0.0) * scale) / scale
+    return [
+        own if is_finite else None
+        for own, is_finite in zip(rounded.tolist(), finite.tolist(), strict=True)
+    ]

@@ -5,16 +5,16 @@ A method asks a gallery for similarities, whoever it is; none of its formulas is
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from live.packed import PackedRows
+from live.threads import share_out
 from utils_retrieval import Gallery, Rows
 
 if TYPE_CHECKING:
@@ -34,60 +34,43 @@ class LiveRows(Rows):
     """Rows on the CPU, float32 or float16 as they are on disk, multiplied with few vectors.
 
     All of them are read from memory once, whatever the number of vectors: a part of them at a time,
-    that a cache holds, and each thread its own.
+    that a cache holds, and each thread its own. packed: the rows once more, for faster products.
     """
 
+    packed: PackedRows | None = None
+
     @classmethod
-    def of(cls, raw: Tensor) -> LiveRows:
-        """Measure the rows of raw, (N, D)."""
+    def of(cls, raw: Tensor, whole: bool = True) -> LiveRows:
+        """Measure the rows of raw, (N, D). whole: products are of all of them."""
         import torch
 
-        return cls(raw, torch.cat([rows.norm(dim=1) for _, rows in _parts(raw, 0, len(raw))]))
+        length = torch.cat([rows.norm(dim=1) for _, rows in _parts(raw, slice(0, len(raw)))])
+        return cls(raw, length, PackedRows.of(raw, length) if whole else None)
 
     @cached_property
     def mean(self) -> Tensor:
         weights = self.length.reciprocal()
-        parts = _parts(self.raw, 0, len(self.raw))
+        parts = _parts(self.raw, slice(0, len(self.raw)))
         return sum(weights[place] @ rows for place, rows in parts) / len(self.raw)
 
     def product(self, vectors: Tensor) -> Tensor:
         import torch
         from torch.nn.functional import pad
 
+        if self.packed:
+            return self.packed.product(vectors)
         count = len(vectors)
         if count > (1 if self.raw.dtype == torch.float32 else 2):  # four take less time than three
             vectors = pad(vectors, (0, 0, 0, -count % 4))
         found = vectors.new_empty(len(vectors), len(self.raw))
 
-        def multiply(start: int, stop: int) -> None:
-            with torch.inference_mode():  # which is a thread's own
-                for place, rows in _parts(self.raw, start, stop):
-                    torch.mm(vectors, rows.T, out=found[:, place])
-                found[:count, start:stop].div_(self.length[start:stop])
+        def multiply(share: slice) -> None:
+            for place, rows in _parts(self.raw, share):
+                torch.mm(vectors, rows.T, out=found[:, place])
+            found[:count, share].div_(self.length[share])
 
-        self._share_out(multiply)
+        share_out(multiply, len(self.raw), ROWS_AT_ONCE)
         return found[:count]
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        """Threads that stay: in new ones a product of two vectors takes 1.4 times as long."""
-        return ThreadPoolExecutor(os.cpu_count())
-
-    def _share_out(self, work: Callable[[int, int], None]) -> None:
-        """Call work(start, stop) for shares of the rows, one a thread of torch."""
-        import torch
-
-        count, threads = len(self.raw), torch.get_num_threads()
-        share = -(-count // threads)
-        if share <= ROWS_AT_ONCE:
-            work(0, count)
-            return
-        torch.set_num_threads(1)
-        try:
-            starts = range(0, count, share)
-            list(self._pool.map(work, starts, (min(start + share, count) for start in starts)))
-        finally:
-            torch.set_num_threads(threads)
 
     def weighted(self, weights: Tensor, rows: Tensor) -> Tensor:
         import torch
@@ -98,19 +81,19 @@ class LiveRows(Rows):
         return some.sum(1)
 
 
-def _parts(raw: Tensor, start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows start to stop, float32, a few at a time, and where they are; each until the next."""
+def _parts(raw: Tensor, share: slice) -> Iterator[tuple[slice, Tensor]]:
+    """Some of the rows, float32, a few at a time, and where they are; each until the next."""
     import torch
 
     room = torch.empty(0 if raw.dtype == torch.float32 else ROWS_AT_ONCE, raw.shape[1])
-    for first in range(start, stop, ROWS_AT_ONCE):
-        place = slice(first, min(first + ROWS_AT_ONCE, stop))
+    for first in range(share.start, share.stop, ROWS_AT_ONCE):
+        place = slice(first, min(first + ROWS_AT_ONCE, share.stop))
         rows = raw[place]
         yield place, room[: len(rows)].copy_(rows) if len(room) else rows
 
 
-def open_rows(file: MappedRows | ArrayRows, device: torch.device) -> Rows:
-    """All rows of a file, mapped, or float32 on a GPU.
+def open_rows(file: MappedRows | ArrayRows, device: torch.device, whole: bool = True) -> Rows:
+    """All rows of a file, mapped, or float32 on a GPU. whole: they are compared all at once.
 
     Raises UserError for a row that is zero or not finite.
     """
@@ -119,7 +102,7 @@ def open_rows(file: MappedRows | ArrayRows, device: torch.device) -> Rows:
     from utils_evaluation import check_lengths
 
     raw = torch.from_numpy(file.read(slice(0, file.shape[0])))
-    rows = LiveRows.of(raw) if device.type == "cpu" else Rows.of(raw.to(device))
+    rows = LiveRows.of(raw, whole) if device.type == "cpu" else Rows.of(raw.to(device))
     check_lengths(rows.length, file.path)
     return rows
 
@@ -175,7 +158,26 @@ class LiveGallery(Gallery):
 
     def find_nearest(self, vectors: Tensor, k: int, mean: Tensor | None) -> tuple[Tensor, Tensor]:
         """What nearest keeps."""
-        return super().nearest(vectors, k, mean)
+        return find_best(self.similarity(vectors, mean), min(k, len(self)))
+
+
+def find_best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of (V, N), falling, and where they are, (V, k).
+
+    As torch.topk, which makes a copy of all scores with their places: 16 bytes for each of them.
+    """
+    import torch
+
+    parts = scores.shape[1] // ROWS_AT_ONCE
+    if k > parts:
+        return scores.topk(k, dim=1)
+    largest = scores[:, : parts * ROWS_AT_ONCE].unflatten(1, (parts, ROWS_AT_ONCE)).amax(2)
+    least = largest.topk(k, dim=1).values[:, -1:]  # k scores, if not more, are as large
+    places = [row.nonzero()[:, 0] for row in scores >= least]
+    best = [own[some].topk(k) for own, some in zip(scores, places, strict=True)]
+    values = torch.stack([own.values for own in best])
+    found = [some[own.indices] for some, own in zip(places, best, strict=True)]
+    return values, torch.stack(found)
 
 
 def _drop_oldest(kept: OrderedDict, most: int) -> None:

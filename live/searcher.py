@@ -24,6 +24,7 @@ import torch
 from live.candidates import Candidates
 from live.choices import Choices
 from live.gallery import Heard, LiveGallery, grid_of, open_rows
+from live.threads import at_once
 from methods import find_method
 from utils import UserError, say
 from utils_assets import load_assets
@@ -163,7 +164,8 @@ class Searcher:
         self.features, self.places, self.images = features, places, images
         self.load, self.decode, self.words, self.device = load, decode, words, device
         self.choices = Choices(features, places)
-        kinds = {name: open_rows(file, device) for name, file in features.database_files.items()}
+        files = features.database_files
+        kinds = {name: open_rows(file, device, not most) for name, file in files.items()}
         self.gallery = LiveGallery(kinds, np.arange(len(features.task.gallery)))
         self.candidates = self._open_candidates(most) if most else None
         self._copies = find_copies(features.task, slice(0, len(self)))
@@ -407,11 +409,15 @@ class Searcher:
         heard = plain | heard
         clock.tick("columns")
         out = tuple(self.rows_of(image)) if leave_out and image else ()
-        column = partial(self._column, gallery=gallery, k=k, out=out)
-        columns = {} if composed is None else {"composed": column(composed)}
-        for name, scores in plain.items():  # the same from slider to slider
-            key = (gallery, vectors[name].cpu().numpy().tobytes(), k, out)
-            columns[name] = self._columns.get_or(key, partial(column, scores))
+        scores = plain if composed is None else {"composed": composed, **plain}
+        keys = {n: (gallery, own.cpu().numpy().tobytes(), k, out) for n, own in vectors.items()}
+        columns = {n: self._columns[keys[n]] for n in keys if keys[n] in self._columns}
+        new = [name for name in scores if name not in columns]
+        make = partial(self._column, gallery=gallery, k=k, out=out)
+        columns |= zip(new, at_once(make, [scores[name] for name in new]), strict=True)
+        for name, key in keys.items():  # the same from slider to slider
+            self._columns.get_or(key, partial(columns.get, name))
+        columns = {name: columns[name] for name in scores}
         clock.tick("best rows")
         return Ranked(
             columns,

@@ -17,9 +17,10 @@ from filelock import FileLock
 from live_world import BROKEN, PHOTOS, World, add_dataset, make_photos, make_world
 
 from live import opening
-from live.answers import describe_ranked
+from live.answers import describe_ranked, numbers
 from live.choices import Choices
-from live.gallery import LiveGallery, LiveRows
+from live.gallery import LiveGallery, LiveRows, find_best
+from live.packed import has_fbgemm
 from live.photos import name_of, read_stored, see
 from live.saved import command_of, save_query
 from live.searcher import Column
@@ -133,7 +134,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from live import opening
-from live.answers import describe_ranked
+from live.answers import describe_ranked, numbers
 from pathlib import Path
 opening.PART_ROWS = 8
 save, parts = np.savez, []
@@ -600,11 +601,13 @@ def test_what_is_left_out_and_what_is_no_number_of_a_column():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("count", [1, 3, 20])
-def test_rows_read_by_parts_give_what_a_gallery_gives(dtype, count):
+@pytest.mark.parametrize("packed", [True, False])
+def test_rows_read_by_parts_give_what_a_gallery_gives(dtype, count, packed):
     draw = torch.Generator().manual_seed(2)
     raw = torch.randn(20_001, 16, generator=draw).to(dtype)
     vectors = torch.randn(count, 16, generator=draw)
-    parts, whole = LiveGallery({"image": LiveRows.of(raw)}), Gallery.of(raw)
+    parts, whole = LiveGallery({"image": LiveRows.of(raw, packed)}), Gallery.of(raw)
+    assert (parts.kinds["image"].packed is not None) == (packed and has_fbgemm())
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -622,6 +625,42 @@ def test_rows_read_by_parts_give_what_a_gallery_gives(dtype, count):
     torch.testing.assert_close(
         parts.weighted_rows(weights, rows), whole.weighted_rows(weights, rows)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e4])
+def test_packed_rows_are_no_less_exact_than_a_product_of_float32(dtype, size, monkeypatch):
+    if not has_fbgemm():
+        pytest.skip("this PyTorch has no FBGEMM: rows are not packed")
+    draw = torch.Generator().manual_seed(4)
+    raw = torch.randn(5000, 512, generator=draw) * torch.logspace(-3, 0, 512)
+    raw = (raw * (size if dtype == torch.float32 else 1)).to(dtype)
+    vectors = torch.randn(4, 512, generator=draw)
+    rows = LiveRows.of(raw)
+    exact = vectors.double() @ (raw.double() / raw.double().norm(dim=1, keepdim=True)).T
+    plain = (vectors @ raw.float().T / rows.length - exact).abs().mean()
+    assert (rows.packed.product(vectors) - exact).abs().mean() < 3 * plain
+    monkeypatch.setattr("live.packed._memory", lambda: 4 * raw.nbytes - 1)
+    assert LiveRows.of(raw).packed is None  # a copy would take too much
+
+
+@pytest.mark.parametrize("count", [30, 5000, 20_480])
+def test_the_best_are_those_of_a_sort(count):
+    draw = torch.Generator().manual_seed(6)
+    scores = torch.randn(3, count, generator=draw)
+    scores[1] = scores[1].round(decimals=1)  # many are equal
+    for k in (1, 4, 19, 25):
+        values, places = find_best(scores, k)
+        torch.testing.assert_close(values, scores.sort(descending=True).values[:, :k])
+        torch.testing.assert_close(scores.gather(1, places), values)
+        assert all(len(set(row)) == k for row in places.tolist())
+
+
+def test_numbers_have_seven_digits():
+    draw = np.random.default_rng(0)
+    drawn = draw.normal(size=500) * 10.0 ** draw.integers(-12, 6, 500)
+    assert numbers(drawn) == [float(f"{value:.7g}") for value in drawn]
+    assert numbers(np.array([0, np.nan, 1 / 3, -np.inf])) == [0, None, 0.3333333, None]
 
 
 def test_what_is_expected_is_multiplied_along(monkeypatch):

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Time from a new query, and from a slider's move, to an answer of live search.
 
-    python3 tests/speed/bench_live.py --rows 1000000 [--dtype float16] [--candidates N]
+    python3 tests/speed/bench_live.py --rows 1000000 [--dtype float16] [--candidates N [--recall]]
 
-Random features of 768 dimensions and random assets; the encoder is left out, being the backbone's.
-Each figure is the median of some runs, in milliseconds, with its parts; memory is the process's
-largest resident set, and what of it is no mapped file.
+Features of 768 dimensions in crowds, drawn once, and random assets; the encoder is left out, being
+the backbone's. Each figure is the median of some runs, in milliseconds, with its parts; memory is
+the process's largest resident set, and what of it is no mapped file. --recall tells instead how
+many of the best 10 of all rows are among the best 10 of the candidates.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")  # as search.py has it
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")  # both as search.py has them
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 
@@ -37,9 +39,22 @@ from utils_storage import Features, MappedRows
 from utils_task import Images, QueryTable, RowSets, Task, View, whole_gallery
 
 DIM, RUNS, BACKBONE = 768, 9, "clip"
+ASKED = 50  # questions of --recall
+KNOBS = {"sum": "fusion_weight", "basic": "harris_lambda"}
 products: list[float] = []  # seconds of each product of the latest question
 CHUNK = 50_000
+CROWDS, LATENT, NOISE = 5000, 64, 0.3  # rows lie in crowds in 64 dimensions, with noise in all
 CORPORA = {"generic_subjects": 1803, "generic_styles": 1000}
+
+
+def draw_features(draw: np.random.Generator, count: int) -> np.ndarray:
+    """Rows of the one world that all are of: float32 (count, DIM)."""
+    world = np.random.default_rng(7)
+    centres = world.standard_normal((CROWDS, LATENT), np.float32)
+    latent = centres[draw.integers(0, CROWDS, count)]
+    latent += 0.5 * draw.standard_normal(latent.shape, np.float32)
+    rows = latent @ world.standard_normal((LATENT, DIM), np.float32)
+    return rows / LATENT**0.5 + NOISE * draw.standard_normal(rows.shape, np.float32)
 
 
 def make_files(folder: Path, rows: int, dtype: str) -> Path:
@@ -51,13 +66,13 @@ def make_files(folder: Path, rows: int, dtype: str) -> Path:
         target = np.lib.format.open_memmap(file, "w+", dtype, (rows, DIM))
         for start in range(0, rows, CHUNK):
             part = target[start : start + CHUNK]
-            part[:] = draw.standard_normal(part.shape, np.float32)
+            part[:] = draw_features(draw, len(part))
         target.flush()
         write_json(file.with_name("manifest.json"), {"model": {}})
     corpora = folder / "features" / backbone_folder(BACKBONE) / "corpus"
     corpora.mkdir(parents=True, exist_ok=True)
     for name, count in CORPORA.items():
-        np.save(corpora / f"{name}.npy", draw.standard_normal((count, DIM), np.float32))
+        np.save(corpora / f"{name}.npy", draw_features(draw, count))
         write_csv(corpora / f"{name}.csv", ["prompt"], ([f"{n}"] for n in range(count)))
         write_json(corpora / f"{name}.json", {})
     return file
@@ -116,28 +131,8 @@ def measure(name: str, times: list[dict[str, float]]) -> None:
     print(f"{name:28}", "  ".join(f"{part} {value:.1f}" for part, value in medians.items()))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/live_bench"))
-    parser.add_argument(
-        "--candidates", type=int, default=0, help="as search.py has it; 0: all rows"
-    )
-    parser.add_argument("--make", action="store_true", help="only write the files")
-    args = parser.parse_args()
-    file = make_files(args.folder, args.rows, args.dtype)
-    if args.make:
-        return
-    time_products()
-    start = time.perf_counter()
-    searcher, draw = make_searcher(args.folder, file, args.candidates), np.random.default_rng(1)
-    print(f"opened in {time.perf_counter() - start:.0f} s")
-    for number in range(4 * RUNS):
-        vector = draw.standard_normal(DIM, np.float32)
-        searcher._texts.get_or(f"text {number}", partial(np.asarray, vector))
-    print(f"{args.rows:,} rows of {args.dtype}, {torch.get_num_threads()} threads, milliseconds")
-    for method, knob in (("sum", "fusion_weight"), ("basic", "harris_lambda")):
+def measure_all(searcher: Searcher) -> None:
+    for method, knob in KNOBS.items():
         changes = {
             "a new query": lambda n: (n, f"text {n}", {}),
             "a new text": lambda n: (1, f"text {RUNS + n}", {}),
@@ -158,6 +153,51 @@ def main() -> None:
     status = Path("/proc/self/status").read_text()
     own = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
     print(f"memory: {peak:.2f} GB resident at most, {own / 1e6:.2f} GB of it no mapped file")
+
+
+def tell_recall(searcher: Searcher, whole: Searcher) -> None:
+    """How many of the best 10 rows of all are found, by column, on average and at least."""
+    for method in KNOBS:
+        shares: dict[str, list[float]] = {}
+        for number in range(1, ASKED + 1):
+            best = [
+                one.rank(one.of_gallery(number), f"text {number}", method, {}, 10).columns
+                for one in (searcher, whole)
+            ]
+            for name, column in best[1].items():
+                same = {*column.rows} & {*best[0][name].rows}
+                shares.setdefault(name, []).append(len(same) / 10)
+        for name, own in shares.items():
+            print(f"{method}: {name:9} recall {np.mean(own):.3f}, least {min(own):.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/live_bench"))
+    parser.add_argument(
+        "--candidates", type=int, default=0, help="as search.py has it; 0: all rows"
+    )
+    parser.add_argument("--recall", action="store_true", help="of --candidates")
+    parser.add_argument("--make", action="store_true", help="only write the files")
+    args = parser.parse_args()
+    file = make_files(args.folder, args.rows, args.dtype)
+    if args.make:
+        return
+    time_products()
+    start = time.perf_counter()
+    searcher, draw = make_searcher(args.folder, file, args.candidates), np.random.default_rng(1)
+    print(f"opened in {time.perf_counter() - start:.0f} s")
+    others = [make_searcher(args.folder, file, 0)] if args.recall else []
+    for number, vector in enumerate(draw_features(draw, max(4 * RUNS, ASKED + 1))):
+        for one in (searcher, *others):
+            one._texts.get_or(f"text {number}", partial(np.asarray, vector))
+    print(f"{args.rows:,} rows of {args.dtype}, {torch.get_num_threads()} threads, milliseconds")
+    if others:
+        tell_recall(searcher, *others)
+    else:
+        measure_all(searcher)
 
 
 if __name__ == "__main__":
