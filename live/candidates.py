@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from live.gallery import LiveGallery, LiveRows
+from live.gallery import LiveGallery, LiveRows, role_of
 from utils import UserError, atomic_path
 from utils_retrieval import Gallery, Rows
 
@@ -29,6 +29,8 @@ LEARNED = 40  # rows a list is learned from
 ROWS_ADDED = 65_536  # at once
 LISTS_READ = 64  # at least, for a vector
 ROOM = 8  # rows that are looked at for each candidate, at least
+MIXED = (0.25, 0.5, 0.75)  # shares of the image in mixtures, in standard deviations
+LEAST_SPREAD = 1e-9
 SAMPLE = 20_000  # rows, drawn once, of which methods take the moments of the gallery
 GALLERIES_KEPT = 8
 
@@ -47,15 +49,30 @@ class CandidateGallery(LiveGallery):
     """Some rows of a gallery: scores are of these, what a method observes is of them all.
 
     Nearest rows are found by the index too, and moments are those of a sample. asked: the vectors
-    that were compared.
+    that were compared. fused: those of the query's image and text, by role.
     """
 
     of: Candidates | None = None
     asked: list[Tensor] = field(default_factory=list)
+    fused: dict[str | None, Tensor] = field(default_factory=dict)
 
     def shared(self, parts: Mapping, of: str = "image") -> dict[Hashable, Tensor]:
         self.asked.extend(vectors for vectors, _ in parts.values())
+        self.fused.update({role_of(name): vectors for name, (vectors, _) in parts.items()})
         return super().shared(parts, of)
+
+    @property
+    def wanted(self) -> list[Tensor]:
+        """The vectors whose nearest rows may rank first: those asked for, and mixtures of the two
+        that are fused, for what resembles both, and neither most.
+        """
+        if not {"image", "text"} <= self.fused.keys():
+            return self.asked
+        image, text = (
+            self.fused[role] / self.of.sample.moments(self.fused[role])[1].clamp(min=LEAST_SPREAD)
+            for role in ("image", "text")
+        )
+        return [*self.asked, *(share * image + (1 - share) * text for share in MIXED)]
 
     def mean(self, of: str = "image") -> Tensor:
         return self.of.rows.mean
@@ -111,8 +128,10 @@ class Candidates:
             self._kept[key] = CandidateGallery({"image": self._select(rows)}, rows, of=self)
             while len(self._kept) > GALLERIES_KEPT:
                 self._kept.pop(next(iter(self._kept)))
-        self._kept[key].asked.clear()
-        return self._kept[key]
+        found = self._kept[key]
+        found.asked.clear()
+        found.fused.clear()
+        return found
 
     def nearest(self, vectors: Tensor, k: int, mean: Tensor | None) -> tuple[Tensor, Tensor]:
         """The k nearest rows of all, as Gallery.nearest has them."""
@@ -128,11 +147,11 @@ class Candidates:
         return found[found >= 0]
 
     @cached_property
-    def sample(self) -> Gallery:
+    def sample(self) -> LiveGallery:
         """Rows drawn once."""
         count = len(self.rows.raw)
         drawn = np.random.default_rng(0).choice(count, min(SAMPLE, count), replace=False)
-        return Gallery({"image": self._select(np.sort(drawn))})
+        return LiveGallery({"image": self._select(np.sort(drawn))})
 
     def _select(self, rows: np.ndarray) -> LiveRows:
         return LiveRows(self.rows.raw[rows].float(), self.rows.length[rows])

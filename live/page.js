@@ -428,7 +428,8 @@ async function listQueries(from) {
   const found = await attempt(() => ask(`/api/queries?${new URLSearchParams({ find, from })}`));
   if (!found || find !== byId("find").value) return;
   const listed = found.queries.map((query) => {
-    const button = element("button", { type: "button", "data-key": query.key },
+    const button = element("button",
+      { type: "button", "data-key": query.key, title: query.text },
       picture(query.key, query.name), element("span", {}, query.text));
     button.addEventListener("click",
       () => change({ image: query.key, text: query.text.trim() }, "step"));

@@ -400,7 +400,7 @@ class Searcher:
         if image and text:
             states, composed, heard = self._compose(run, queries, gallery)
             if self.candidates:  # among those of the vectors that it compares, too
-                gallery = self._gallery_of([*vectors.values(), *gallery.asked])
+                gallery = self._gallery_of([*vectors.values(), *gallery.wanted])
                 states, composed, heard = self._compose(run, queries, gallery)
             clock.tick("method")
         plain = gallery.shared({n: (v, None) for n, v in vectors.items()}) if vectors else {}

@@ -105,8 +105,13 @@ def make_world(folder: Path, clip: Path) -> World:
     return world
 
 
-def add_dataset(world: World, name: str, queries: int = 3, rows: int = 120) -> None:
-    """The features of a data set, all inputs of methods among them: random numbers."""
+def add_dataset(
+    world: World, name: str, queries: int = 3, rows: int = 120, in_gallery: bool = False
+) -> None:
+    """The features of a data set, all inputs of methods among them: random numbers.
+
+    in_gallery: the queries' images are the first of the gallery, and have no features of their own.
+    """
     draw = np.random.default_rng(11)
     folder = features_folder(world.folder / "features", world.backbone, name)
     folder.mkdir(parents=True)
@@ -116,7 +121,8 @@ def add_dataset(world: World, name: str, queries: int = 3, rows: int = 120) -> N
         return (near + draw.normal(size=(count, DIM))).astype(np.float32)
 
     texts = [f"in a place like {number}" for number in range(queries)]
-    images = [(f"asked/{number}.jpg",) for number in range(queries)]
+    asked = "shown" if in_gallery else "asked"
+    images = [(f"{asked}/{number}.jpg",) for number in range(queries)]
     task = Task(
         name=name,
         gallery=Images([f"shown/{number}.jpg" for number in range(rows)]),
@@ -128,7 +134,8 @@ def add_dataset(world: World, name: str, queries: int = 3, rows: int = 120) -> N
     )
     save_task(task, folder)
     methods = list_methods().values()
-    for array in sorted({"context_text", *(n for method in methods for n in method.reads)}):
+    arrays = {"context_text", *(n for method in methods for n in method.reads)}
+    for array in sorted(arrays - ({"image"} if in_gallery else set())):
         np.save(folder / f"query_{array}.npy", features(queries))
     for array in sorted({name for method in methods for name in method.gallery_reads}):
         np.save(folder / f"database_{array}.npy", features(rows))

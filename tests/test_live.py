@@ -363,6 +363,24 @@ def test_candidates_are_few_and_said_to_be_approximate(crowd):
     np.testing.assert_allclose(shown, similarity[rows] / scale, rtol=1e-5)
 
 
+def test_candidates_resemble_image_and_text_together(crowd, monkeypatch):
+    pytest.importorskip("faiss", reason="faiss is not installed: no candidates")
+    whole, few = crowd(0), crowd(SHOWN // 2)
+
+    def recall(mixed: tuple[float, ...]) -> float:
+        monkeypatch.setattr("live.candidates.MIXED", mixed)
+        found = []
+        for row in range(5):
+            text = whole.features.task.queries.text[row % 3]
+            best = [s.rank(s.find(f"g{row}"), text, "basic", {}, SHOWN) for s in (whole, few)]
+            first, second = ({*ranked.columns["composed"].rows} for ranked in best)
+            found.append(len(first & second) / SHOWN)
+        return sum(found) / len(found)
+
+    without = recall(())
+    assert recall((0.25, 0.5, 0.75)) > without + 0.1
+
+
 def test_a_damaged_index_of_candidates_is_named(crowd):
     pytest.importorskip("faiss", reason="faiss is not installed: no candidates")
     path = next((crowd(50).features.folder / ".live").glob("candidates-*.faiss"))
@@ -445,19 +463,38 @@ TEXT = 'at "night", \u00e9'
 
 @pytest.mark.parametrize("method", QUERIES)
 def test_the_command_of_a_live_query_ranks_the_same(photos, tmp_path, method):
-    """Of an image that was brought or, by weicom, of one of the gallery, which is left out."""
-    leave_out = method == "weicom"
+    """Of an image that was brought or, but by freedom, of one of the gallery, which is left out."""
+    leave_out = method != "freedom"
     image = photos.find("g4") if leave_out else photos.give(encode_jpeg(draw_image(77)))
     ranked = photos.rank(image, TEXT, method, QUERIES[method], SHOWN, leave_out)
     name = save_query(photos, ranked.run, image, TEXT)
     assert save_query(photos, ranked.run, image, TEXT) == name
-    command = shlex.split(command_of(photos, ranked.run, name, image, SHOWN, leave_out))
-    run(command[2:], "--results_dir", tmp_path)
-    [file] = (tmp_path / name).glob(f"*/top{SHOWN}.csv")
-    [expected] = read_top(file)
+    expected = run_command_of(photos, ranked.run, name, image, leave_out, tmp_path)
     same_ranking(photos, ranked.columns["composed"], expected)
-    if leave_out:
-        assert image.path not in expected[0]
+    assert (image.path in expected[0]) == (not leave_out and image.row >= 0)
+
+
+def run_command_of(searcher, run_asked, name: str, image, leave_out: bool, results: Path):
+    """What the command of a saved query finds."""
+    command = shlex.split(command_of(searcher, run_asked, name, image, SHOWN, leave_out))
+    run(command[2:], "--results_dir", results)
+    [file] = (results / name).glob(f"*/top{SHOWN}.csv")
+    [found] = read_top(file)
+    return found
+
+
+def test_a_query_whose_image_is_in_the_gallery_leaves_it_out(world, tmp_path):
+    """As CIRR's and FashionIQ's are: its feature is the gallery's."""
+    add_dataset(world, "groups", in_gallery=True)
+    groups = open_dataset("groups", world.backbone, where=world.where)
+    image, text = groups.find("q1"), groups.features.task.queries.text[1]
+    ranked = groups.rank(image, text, "basic", {}, SHOWN, leave_out=True)
+    assert groups.paths[1] == image.path
+    assert groups.rank(image, text, "image", {}, SHOWN).columns["composed"].rows[0] == 1
+    name = save_query(groups, ranked.run, image, text)
+    expected = run_command_of(groups, ranked.run, name, image, True, tmp_path)
+    same_ranking(groups, ranked.columns["composed"], expected)
+    assert image.path not in expected[0]
 
 
 def test_the_command_leaves_out_only_what_is_in_the_gallery(shots):

@@ -39,7 +39,7 @@ from utils_storage import Features, MappedRows
 from utils_task import Images, QueryTable, RowSets, Task, View, whole_gallery
 
 DIM, RUNS, BACKBONE = 768, 9, "clip"
-ASKED = 50  # questions of --recall
+ASKED = 20  # questions of --recall
 KNOBS = {"sum": "fusion_weight", "basic": "harris_lambda"}
 products: list[float] = []  # seconds of each product of the latest question
 CHUNK = 50_000
