@@ -209,12 +209,8 @@ def _tell(args: argparse.Namespace, address: str) -> None:
 
 
 def run() -> None:
-    """The command, whose features are those of create_features.py to the last bit.
-
-    PyTorch takes large tensors in large pages, which the system hands out in half of the time.
-    """
+    """The command, whose features are those of create_features.py to the last bit."""
     os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     run_command(main)
     quick_exit()
 

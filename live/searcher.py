@@ -35,6 +35,7 @@ from utils_protocol import query_image_rows
 from utils_retrieval import Assets, Queries, name_of_texts
 from utils_runs import Run
 from utils_search import with_copies
+from utils_signs import doing
 from utils_storage import Features
 from utils_task import QueryTable
 
@@ -165,7 +166,8 @@ class Searcher:
         self.load, self.decode, self.words, self.device = load, decode, words, device
         self.choices = Choices(features, places)
         files = features.database_files
-        kinds = {name: open_rows(file, device, not most) for name, file in files.items()}
+        with doing(f"reading {features.folder}"):
+            kinds = {name: open_rows(file, device, not most) for name, file in files.items()}
         self.gallery = LiveGallery(kinds, np.arange(len(features.task.gallery)))
         self.candidates = self._open_candidates(most) if most else None
         self._copies = find_copies(features.task, slice(0, len(self)))

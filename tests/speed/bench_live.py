@@ -24,8 +24,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")  # both as search.py has them
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")  # as search.py has it
 
 import torch
 
