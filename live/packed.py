@@ -49,13 +49,15 @@ class PackedRows:
 
         def pack(share: slice) -> None:
             room = torch.empty(2, ROWS_PACKED, raw.shape[1])  # once: new ones leave holes in memory
+            half = torch.empty(ROWS_PACKED, raw.shape[1], dtype=torch.float16)
             for number, some in _steps(share):
-                own, rest = room[:, : some.stop - some.start]
+                count = some.stop - some.start
+                own, rest = room[:, :count]
                 if raw.dtype == torch.float16:
                     packs[number] = (_pack(own.copy_(raw[some])),)
                 else:
                     torch.div(raw[some], length[some][:, None], out=rest)
-                    most = _pack(own.copy_(rest.half()))
+                    most = _pack(own.copy_(half[:count].copy_(rest)))
                     packs[number] = most, _pack(rest.sub_(own).mul_(REST))
 
         share_out(pack, len(raw), ROWS_PACKED)
