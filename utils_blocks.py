@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils import UserError
+from utils_copies import copied_ahead
 from utils_task import NO_SET, RowSets, Task
 
 if TYPE_CHECKING:
@@ -242,53 +243,35 @@ def _pool(workers: int, threads: int) -> ThreadPoolExecutor:
 def _copied_blocks(
     database: Arrays, blocks: Sequence[Block], device: torch.device
 ) -> Iterator[tuple[Block, dict[str, Tensor]]]:
-    """Each block with its raw rows on a GPU, through two pinned buffers, in large copies.
+    """Each block with its raw rows on a GPU, through the buffers of copied_ahead, in large copies.
 
-    A thread reads the next group of blocks into one of them while the other is copied and searched.
+    Where the device is the CPU, the rows are those of a buffer, until the next group of blocks.
     """
-    import torch
-
     row_bytes = sum(file.dtype.itemsize * file.shape[1] for file in database.values())
     groups = _groups(blocks, PINNED_BYTES // row_bytes)
-    most, pin = max(sum(map(len, group)) for group in groups), device.type == "cuda"
-    buffers = [
-        {name: _buffer(file, most, pin) for name, file in database.items()} for _ in range(2)
-    ]
-    copied = [torch.cuda.Event() if pin else None for _ in buffers]
+    most = max(sum(map(len, group)) for group in groups)
+    shapes = {name: (most, file.shape[1], _type_of(file)) for name, file in database.items()}
 
-    def read(turn: int) -> dict[str, Tensor]:
-        """A group's rows in its buffers."""
+    def fill(group: Sequence[Block], buffers: Mapping[str, Tensor]) -> int:
         start = 0
-        for block in groups[turn]:
+        for block in group:
             for name, file in database.items():
-                target = buffers[turn % 2][name][start : start + len(block)]
+                target = buffers[name][start : start + len(block)]
                 np.copyto(target.numpy(), file.read(block.rows))
             start += len(block)
-        return {name: buffer[:start] for name, buffer in buffers[turn % 2].items()}
+        return start
 
-    with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(read, 0)
-        for turn, group in enumerate(groups):
-            rows = {
-                name: part.to(device, non_blocking=True, copy=True)
-                for name, part in ahead.result().items()
-            }
-            if pin:
-                copied[turn % 2].record(torch.cuda.current_stream(device))
-                copied[(turn + 1) % 2].synchronize()  # the buffer that is read into next is free
-            if turn + 1 < len(groups):
-                ahead = reader.submit(read, turn + 1)
-            sizes = [len(block) for block in group]
-            parts = {name: part.split(sizes) for name, part in rows.items()}
-            for i, block in enumerate(group):
-                yield block, {name: part[i] for name, part in parts.items()}
+    for group, rows in zip(groups, copied_ahead(groups, fill, shapes, device), strict=True):
+        sizes = [len(block) for block in group]
+        parts = {name: part.split(sizes) for name, part in rows.items()}
+        for i, block in enumerate(group):
+            yield block, {name: part[i] for name, part in parts.items()}
 
 
-def _buffer(file: MappedRows | ArrayRows, rows: int, pin: bool) -> Tensor:
+def _type_of(file: MappedRows | ArrayRows) -> torch.dtype:
     import torch
 
-    dtype = torch.float16 if file.dtype == np.float16 else torch.float32
-    return torch.empty((rows, file.shape[1]), dtype=dtype, pin_memory=pin)
+    return torch.float16 if file.dtype == np.float16 else torch.float32
 
 
 def _groups(blocks: Sequence[Block], most: int) -> list[list[Block]]:

@@ -243,11 +243,12 @@ def test_blocks_that_are_copied_are_the_files_rows(tmp_path, monkeypatch, dtype,
     cuts = [slice(0, 5), slice(5, 300), np.arange(301, 900, 2), np.arange(300, 900, 2)]
     blocks = [Block(np.empty(0, np.int64), cut, {}) for cut in cuts]
     database = {"image": MappedRows(tmp_path / "rows.npy"), "twice": ArrayRows(tmp_path, 2 * rows)}
-    copied = list(_copied_blocks(database, blocks, torch.device(device)))
-    assert [block for block, _ in copied] == blocks
-    for block, parts in copied:
+    copied = []
+    for block, parts in _copied_blocks(database, blocks, torch.device(device)):
+        copied.append(block)
         assert np.array_equal(parts["image"].cpu().numpy(), rows[block.rows])
         assert np.array_equal(parts["twice"].cpu().numpy(), 2 * rows[block.rows])
+    assert copied == blocks
 
 
 def test_blocks_are_searched_in_order_and_an_error_ends_the_search(tmp_path, four_threads):
