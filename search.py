@@ -101,8 +101,8 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
         "save_dtype",
-        choices=("float32", "float16"),
-        help="type of its features on disk (default: float32)",
+        choices=("float16", "float32"),
+        help="type of its features on disk (default: float16)",
     )
     add_flag(group, "batch", type=positive, help="images encoded at once (default: 64)")
     add_flag(

@@ -62,7 +62,7 @@ def open_folder(
     where: Where | None = None,
     *,
     precision: str = "fp32",
-    save_dtype: str = "float32",
+    save_dtype: str = "float16",
     batch: int = BATCH,
     overwrite: bool = False,
     say: Callable[[str], None] = say,

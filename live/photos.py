@@ -278,9 +278,10 @@ def _check_kind(folder: Path, settings: Settings) -> None:
     for key in ("pixels", "precision", "save_dtype"):
         before = stored.get(key, UNSAID.get(key))
         if before != now[key]:
+            keep = "" if key == "pixels" else f"--{key} {before} takes them as they are, "
             raise UserError(
                 f"{folder} holds features with another {key} ({before}, now {now[key]}); "
-                "--overwrite encodes all photographs again"
+                f"{keep}--overwrite encodes all photographs again"
             )
 
 

@@ -109,7 +109,7 @@ def test_only_what_is_new_or_changed_is_encoded(changing):
 
 def test_features_are_those_of_the_ordinary_extraction(changing, tmp_path):
     world, index = changing
-    found, _ = index()
+    found, _ = index(save_dtype="float32")
     listed = tmp_path / "data" / "listed"
     listed.parent.mkdir()
     listed.symlink_to(world.photos)
@@ -271,8 +271,11 @@ def damaged(world, photos):
 
 def test_another_precision_is_refused_in_a_line(changing):
     _, index = changing
-    index(save_dtype="float16")
-    with pytest.raises(UserError, match=r"another save_dtype \(float16, now float32\)"):
+    index(save_dtype="float32")
+    said = (
+        r"another save_dtype \(float32, now float16\); --save_dtype float32 takes them as they are"
+    )
+    with pytest.raises(UserError, match=said):
         index()
     assert index(overwrite=True)[1] == PHOTOS
 
