@@ -102,7 +102,7 @@ def _add_how(group: argparse._ArgumentGroup) -> None:
         group,
         "save_dtype",
         choices=("float16", "float32"),
-        help="type of its features on disk (default: float16)",
+        help="type of its features on disk (default: as they are, float16 where there are none)",
     )
     add_flag(group, "batch", type=positive, help="images encoded at once (default: 64)")
     add_flag(
@@ -209,7 +209,7 @@ def _tell(args: argparse.Namespace, address: str) -> None:
 
 
 def run() -> None:
-    """The command, whose features are those of create_features.py to the last bit."""
+    """The command, whose features are those of create_features.py, rounded to float16."""
     os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
     run_command(main)
     quick_exit()

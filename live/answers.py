@@ -139,6 +139,7 @@ def _scatter(searcher: Searcher, ranked: Ranked) -> dict | None:
 
 def numbers(values: np.ndarray | Tensor) -> list[float | None]:
     """Numbers as JSON has them, in 7 digits; None for what is not finite."""
+    values = values.cpu() if hasattr(values, "cpu") else values  # of a GPU
     values = np.asarray(values, np.float64).ravel()
     finite = np.isfinite(values)
     usual = np.where(finite & (values != 0), np.abs(values), 1.0)

@@ -14,7 +14,7 @@ from extraction.assets import read_corpora
 from extraction.encoding import Settings
 from extraction.job import run_job
 from extraction.words import ContextWords, read_context_words
-from live.photos import Stored, index_photos, name_of, open_photo
+from live.photos import Stored, index_photos, name_of, open_photo, stored_dtype
 from live.searcher import Searcher
 from utils import UserError, last_part, say, select_device
 from utils_backbones import Places, backbone_entry, backbone_folder
@@ -62,25 +62,25 @@ def open_folder(
     where: Where | None = None,
     *,
     precision: str = "fp32",
-    save_dtype: str = "float16",
+    save_dtype: str | None = None,
     batch: int = BATCH,
     overwrite: bool = False,
     say: Callable[[str], None] = say,
 ) -> Searcher:
     """Index a folder of photographs, as far as it has changed, and open it for search.
 
-    save_dtype, precision, batch: as create_features.py has them. overwrite: encode all again.
+    precision, batch: as create_features.py has them. save_dtype: the type of the features on disk,
+    None for float16, or what they are stored as already. overwrite: encode all again.
     Raises UserError for a folder without photographs, and a backbone that cannot be loaded.
     """
     where, root = where or Where(), Path(root).expanduser()
     device = select_device(where.gpu)
     load = cache(partial(load_encoder, backbone, device, precision))
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    settings = Settings(
-        *(backbone, precision, save_dtype, batch, PART_ROWS, workers), True, overwrite
-    )
     name = name_of(root)
     folder = where.features / backbone_folder(backbone) / name
+    dtype = save_dtype or (not overwrite and stored_dtype(folder)) or "float16"
+    settings = Settings(*(backbone, precision, dtype, batch, PART_ROWS, workers), True, overwrite)
     stored = index_photos(root, folder, settings, load, say)
     _encode_corpora(where, backbone, settings, load, say)
     features = _features_of(stored, backbone, name, folder)

@@ -2,7 +2,8 @@
 
 It converts them in the processor's registers, and sums in float32: a product takes little more than
 it takes to read the rows from memory, half of the time of a conversion and a product of matrices. A
-float32 number is packed as the sum of two of float16, which differs from it by 2^-22 of it at most.
+float32 number is packed as the sum of two of float16, which differs from it by 2^-22 of it,
+or 2^-36, at most.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class PackedRows:
         import torch
 
         padded = -(-raw.shape[1] // DIMS_PACKED) * DIMS_PACKED
-        if len(raw) * padded * raw.itemsize > SHARE_OF_MEMORY * _memory() or not has_fbgemm():
+        if not has_fbgemm() or len(raw) * padded * raw.itemsize > SHARE_OF_MEMORY * _memory():
             return None
         packs: list[Any] = [None] * -(-len(raw) // ROWS_PACKED)
 
@@ -109,4 +110,4 @@ def _steps(share: slice) -> Iterator[tuple[int, slice]]:
 
 def _memory() -> int:
     """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return os.sysconf("SC_PAGESIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -269,6 +269,12 @@ def _publish_on(folder: Path) -> bool:
     return True
 
 
+def stored_dtype(folder: Path) -> str | None:
+    """The type of the features that a folder holds, None where it holds none."""
+    path = folder / "manifest.json"
+    return read_json(path).get("save_dtype") if path.is_file() else None
+
+
 def _check_kind(folder: Path, settings: Settings) -> None:
     if not (folder / "manifest.json").is_file():
         return

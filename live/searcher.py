@@ -167,7 +167,10 @@ class Searcher:
         self.choices = Choices(features, places)
         files = features.database_files
         with doing(f"reading {features.folder}"):
-            kinds = {name: open_rows(file, device, not most) for name, file in files.items()}
+            kinds = {
+                name: open_rows(file, device, whole=name == "image" and not most)
+                for name, file in files.items()
+            }
         self.gallery = LiveGallery(kinds, np.arange(len(features.task.gallery)))
         self.candidates = self._open_candidates(most) if most else None
         self._copies = find_copies(features.task, slice(0, len(self)))
