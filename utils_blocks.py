@@ -68,7 +68,7 @@ class Block:
     contiguous, else increasing int64 (n,). views: the judged pairs of each view, as indices into
     queries and rows. copies: rows that show what an earlier one shows, and that one, as indices
     into rows, int64 (2, c), or None. per_image: how many of
-    the queries that lie side by side have the same image, at least 1.
+    the queries have the same image, and lie side by side, on the average, rounded down.
     """
 
     queries: np.ndarray

@@ -149,6 +149,8 @@ class Search:
                 in_pieces.append(p)
             else:
                 found |= self._rank(part, queries.some(first), gallery, [p], kind)
+        if not in_pieces:
+            return found
         size = _piece_size(part, queries.device)
         pieces = [
             self._rank(piece, queries.some(slice(i, i + size)), gallery, in_pieces)

@@ -61,8 +61,10 @@ def _of_queries(features: Features) -> Images:
     places = rows[:, None] if query.of is None else query.of
     for number in reversed(range(len(places))):  # the first query that has it
         owner[places[number][places[number] >= 0]] = number
-    names = [f"that of query {features.task.queries.key[number]!r}" for number in owner.tolist()]
-    return Images("a query's image", "", query.values, names)
+    used = np.unique(places[places >= 0])  # of queries that were read anew, not all are
+    keys = [features.task.queries.key[number] for number in owner[used].tolist()]
+    names = [f"that of query {key!r}" for key in keys]
+    return Images("a query's image", "", query.values[used], names)
 
 
 @dataclass(frozen=True, eq=False)

@@ -134,7 +134,7 @@ def make_parts(task: Task, overheard: Sequence[Overheard], runs: Sequence[Run]) 
                 cells = slice(*np.searchsorted(query, [first, first + size]))
                 if cells.start < cells.stop:
                     held = query[cells] - first, row[cells], number[cells]
-                    parts.append(Part(method, states, numbers, some, *held))
+                    parts.append(Part(method, states, own.points, numbers, some, *held))
     return parts
 
 

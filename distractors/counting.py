@@ -41,13 +41,15 @@ NEAR_OF_A_QUERY = 8  # rows near a threshold, on average, after which they are s
 class Part:
     """Some queries as a method sees them: its observed points, R of them, one for each run.
 
-    runs: the numbers of their runs. query, row: int64 (P,), the positives by the place of their
-    query in the part and by their row of the task's gallery, sorted by query. number: int64 (P,),
-    the query of the task whose positives they are, which scores as that of the part does.
+    parameters, runs: of each point, and the number of its run. query, row: int64 (P,), the
+    positives by the place of their query in the part and by their row of the task's gallery, sorted
+    by query. number: int64 (P,), the query of the task whose positives they are, which scores as
+    that of the part does.
     """
 
     method: Method
     points: Sequence[Any]
+    parameters: Sequence[Any]
     runs: Sequence[int]
     queries: Queries
     query: np.ndarray
@@ -443,11 +445,15 @@ class Counting:
         for kind, vectors in self.compared.vectors.items():
             yield kind.encode()
             yield vectors.cpu().numpy().tobytes()
-        for part, asked, thresholds in zip(
-            self.parts, self.compared.asked, self.thresholds, strict=True
+        compared = self.compared
+        for part, said, asked, thresholds in zip(
+            self.parts, compared.said, compared.asked, self.thresholds, strict=True
         ):
-            yield part.method.name.encode()
-            for _, place, shift in asked:
+            yield repr((part.method.name, part.parameters)).encode()
+            for _, kind in said:
+                yield b"" if kind is None else kind.cpu().numpy().tobytes()
+            for of, place, shift in asked:
+                yield of.encode()
                 yield repr(place if isinstance(place, slice) else place.tolist()).encode()
                 yield b"" if shift is None else shift.cpu().numpy().tobytes()
             for own in thresholds:
@@ -469,8 +475,7 @@ class Counting:
         """Of a place in what is found of all runs: its run, query and row of the gallery."""
         for run, part, _ in self.split(np.empty(0)):
             if place < len(part.query):
-                query = part.queries.number[part.query[place]]
-                return run, int(query), int(part.row[place])
+                return run, int(part.number[place]), int(part.row[place])
             place -= len(part.query)
         raise IndexError(place)
 

@@ -63,7 +63,7 @@ def product_scores(points: Sequence, queries: Queries, gallery: Gallery) -> Iter
     image, text = _image_and_text(points, queries, gallery)
     for p in points:
         if p.clamp:
-            yield image.clamp(min=0).mul_(text[p.contextualize]).clamp_(min=0)
+            yield image.clamp(min=0).mul_(text[p.contextualize].clamp(min=0))
         else:
             yield image * text[p.contextualize]
 

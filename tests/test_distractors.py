@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from distractor_world import in_double, make_rows, two_ways, write_pool
@@ -19,6 +20,7 @@ import distractors.among
 import distractors.pool
 import run_retrieval
 import utils_retrieval
+from benchmarks.icir import task_of_labels
 from distractors.among import Distractors, Overheard, evaluate_among
 from distractors.passes import Kept, run_pass
 from distractors.pool import open_pool
@@ -136,6 +138,28 @@ def test_every_published_run_of_domains_ranks_as_in_one_gallery(
     monkeypatch.setattr(Overheard, "speaking", lambda method: in_double(speaking(method)))
     found = evaluate_among(alone, runs, tiny_assets, CPU, among(pool, tmp_path / "kept"))
     check_equal(found, expected)
+
+
+def test_counts_of_other_parameters_are_not_taken(tmp_path):
+    """A row that resembles neither image nor text counts where product does not clamp, only."""
+    queries = pd.DataFrame([("q.jpg", "x", "b")], columns=["image_path", "text", "instance"])
+    labels = pd.DataFrame({"text": ["x", "y"], "instance": ["b", "b"]}).astype("category")
+    task = task_of_labels("made", queries, labels, ["1.jpg", "2.jpg"], ["", ""])
+    arrays = {
+        "image": np.float32([[1, 0]]),
+        "text": np.float32([[1, 0]]),
+        "rows": np.float32([[1, 1], [0, 1]]),
+    }
+    files = {name: ArrayRows(Path(name), values) for name, values in arrays.items()}
+    database = {"image": files.pop("rows")}
+    features = Features("made", "tiny", task, files, database, Path("manifest"), None)
+    pool = open_pool([write_pool(tmp_path / "pool", np.float32([[-1, 0], [0, 1]]), [1])])
+    ranks = []
+    for clamp in (True, False, True):
+        run = Setting({"clamp": clamp}, True, "made", "tiny").run("product")
+        found = evaluate_among(features, [run], Assets(), CPU, among(pool, tmp_path / "kept"))
+        ranks.append(found[0].main.ranks.tolist())
+    assert ranks == [[0], [1], [0]]
 
 
 # ---------------------------------------------------------------------------------------------
