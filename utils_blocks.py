@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils import UserError
-from utils_copies import copied_ahead
+from utils_copies import copied_ahead, shapes_of
 from utils_task import NO_SET, RowSets, Task
 
 if TYPE_CHECKING:
@@ -64,11 +64,11 @@ class Block:
     """A gallery and the composed queries that search it: in i-CIR, one instance.
 
     queries: int64 (q,), rows of the task; those of one image lie side by side where the gallery is
-    all there is. rows: the database rows, a slice where they are
-    contiguous, else increasing int64 (n,). views: the judged pairs of each view, as indices into
-    queries and rows. copies: rows that show what an earlier one shows, and that one, as indices
-    into rows, int64 (2, c), or None. per_image: how many of
-    the queries have the same image, and lie side by side, on the average, rounded down.
+    all there is. rows: the database rows, a slice where they are contiguous, else increasing int64
+    (n,). views: the judged pairs of each view, as indices into queries and rows. copies: rows that
+    show what an earlier one shows, and that one, as indices into rows, int64 (2, c), or None.
+    per_image: how many of the queries have the same image, and lie side by side, on the average,
+    rounded down.
     """
 
     queries: np.ndarray
@@ -250,7 +250,6 @@ def _copied_blocks(
     row_bytes = sum(file.dtype.itemsize * file.shape[1] for file in database.values())
     groups = _groups(blocks, PINNED_BYTES // row_bytes)
     most = max(sum(map(len, group)) for group in groups)
-    shapes = {name: (most, file.shape[1], _type_of(file)) for name, file in database.items()}
 
     def fill(group: Sequence[Block], buffers: Mapping[str, Tensor]) -> int:
         start = 0
@@ -261,17 +260,12 @@ def _copied_blocks(
             start += len(block)
         return start
 
-    for group, rows in zip(groups, copied_ahead(groups, fill, shapes, device), strict=True):
+    copies = copied_ahead(groups, fill, shapes_of(database, most), device)
+    for group, rows in zip(groups, copies, strict=True):
         sizes = [len(block) for block in group]
         parts = {name: part.split(sizes) for name, part in rows.items()}
         for i, block in enumerate(group):
             yield block, {name: part[i] for name, part in parts.items()}
-
-
-def _type_of(file: MappedRows | ArrayRows) -> torch.dtype:
-    import torch
-
-    return torch.float16 if file.dtype == np.float16 else torch.float32
 
 
 def _groups(blocks: Sequence[Block], most: int) -> list[list[Block]]:

@@ -6,25 +6,43 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from utils_storage import ArrayRows, MappedRows
 
     Buffers = Mapping[str, Tensor]
 
 Place = TypeVar("Place")
 
 
+Shapes = Mapping[str, "tuple[int, int, torch.dtype]"]  # rows, D and type, by name
+
+
+def shapes_of(files: Mapping[str, MappedRows | ArrayRows], rows: int) -> Shapes:
+    """Those of buffers for so many rows of files: float16 where these are, else float32."""
+    import torch
+
+    types = {np.dtype(np.float16): torch.float16}
+    return {
+        name: (rows, file.shape[1], types.get(file.dtype, torch.float32))
+        for name, file in files.items()
+    }
+
+
 def copied_ahead(
     places: Sequence[Place],
     fill: Callable[[Place, Buffers], int],
-    shapes: Mapping[str, tuple[int, int, torch.dtype]],
+    shapes: Shapes,
     device: torch.device,
 ) -> Iterator[dict[str, Tensor]]:
     """The rows of every place, in order, (n, D) by name, on the device, of the type they have.
 
     fill(place, buffers) reads a place's rows to the beginning of the buffers and says how many they
-    are; shapes: rows, D and type of each buffer. A thread fills one set of buffers while the rows
+    are; shapes: of each buffer. A thread fills one set of buffers while the rows
     of the other are used. On a GPU both are pinned and what is yielded is a copy; elsewhere it is
     the buffer itself, whose rows the next but one replace once the next are asked for.
     """

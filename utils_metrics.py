@@ -237,8 +237,8 @@ def _count_higher(
     counts = torch.bincount(query, minlength=queries).tolist()
     for rows, size, count in zip(scores.split(sizes, dim=1), sizes, counts, strict=True):
         stop = start + count
-        for part in _slices(start, stop, at_once // max(1, size)):
-            for some in _slices(0, runs, at_once // (size * (part.stop - part.start))):
+        for part in slices(start, stop, at_once // max(1, size)):
+            for some in slices(0, runs, at_once // (size * (part.stop - part.start))):
                 own = value[some, part, None]
                 mask = buffer[: own.numel() * size].view(*own.shape[:2], size)
                 higher[some, part] = torch.gt(rows[some, None], own, out=mask).sum(2)
@@ -248,7 +248,7 @@ def _count_higher(
     return higher, at_least.long() - higher - 1
 
 
-def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
+def slices(start: int, stop: int, size: int) -> Iterator[slice]:
     """The range in slices of at most that size, at least 1."""
     for first in range(start, stop, max(1, size)):
         yield slice(first, min(first + max(1, size), stop))

@@ -19,7 +19,8 @@ import numpy as np
 
 from utils import UserError, read_json
 from utils_assets import StoredAsset, check_same_model
-from utils_copies import copied_ahead
+from utils_copies import copied_ahead, shapes_of
+from utils_metrics import slices
 from utils_storage import MappedRows
 
 if TYPE_CHECKING:
@@ -194,31 +195,21 @@ def _stretches(
 
     They are read ahead, at least BYTES_READ of them together: a GPU wants large copies.
     """
-    import torch
-
     row_bytes = sum(file.dtype.itemsize * file.shape[1] for file in files.values())
     most = at_once * max(1, BYTES_READ[device.type] // (row_bytes * at_once))
     most = min(most, len(unit))
-    shapes = {
-        kind: (most, file.shape[1], getattr(torch, file.dtype.name)) for kind, file in files.items()
-    }
 
     def fill(rows: slice, buffers: Mapping[str, Tensor]) -> int:
         for kind, file in files.items():
             np.copyto(buffers[kind][: rows.stop - rows.start].numpy(), file.read(rows))
         return rows.stop - rows.start
 
-    stretches = list(_slices(unit.start, unit.stop, most))
-    copies = copied_ahead(stretches, fill, shapes, device)
+    stretches = list(slices(unit.start, unit.stop, most))
+    copies = copied_ahead(stretches, fill, shapes_of(files, most), device)
     for stretch, stored in zip(stretches, copies, strict=True):
-        for rows in _slices(stretch.start, stretch.stop, at_once):
+        for rows in slices(stretch.start, stretch.stop, at_once):
             own = slice(rows.start - stretch.start, rows.stop - stretch.start)
             yield rows, {kind: values[own] for kind, values in stored.items()}
-
-
-def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
-    for first in range(start, stop, size):
-        yield slice(first, min(first + size, stop))
 
 
 def _bad_rows(values: Tensor) -> np.ndarray:
