@@ -28,7 +28,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 BLOCK = 1 << 16
-BLOCKS = (1024, 2048, 4096)  # of rows, of products that are timed alone
+BLOCKS = {  # of rows, of products that are timed alone
+    "cpu": (1024, 2048, 4096),
+    "cuda": (1 << 13, 1 << 15, 1 << 17),
+}
 REPEATS = 7
 METHODS = {
     "image": ("image",),
@@ -60,22 +63,21 @@ def make(folder: Path, rows: int) -> None:
     pool.flush()
 
 
-def run(folder: Path, name: str, rows: int, at_once: int | None) -> None:
+def run(folder: Path, name: str, rows: int, at_once: int | None, gpu: int) -> None:
     import resource
-
-    import torch
 
     import distractors.pool
     import distractors.running as running
     import run_retrieval
     from distractors.flags import adding, asked_for
+    from utils import select_device
     from utils_assets import load_assets
     from utils_backbones import Places
     from utils_storage import load_features
 
     method, *flags = METHODS[name]
     places = [f"--{part}_dir={folder / part}" for part in ("features", "data", "results")]
-    command = [*places, "--method", method, *flags, "--gpu", "-1"]
+    command = [*places, "--method", method, *flags, "--gpu", str(gpu)]
     if method == "basic":
         command += ["--path_to_synthetic_data", str(folder / "synthetic_data")]
     command += ["--distractors", str(folder / "pool.npy"), "--distractors_limit", str(rows)]
@@ -83,7 +85,7 @@ def run(folder: Path, name: str, rows: int, at_once: int | None) -> None:
     plan = run_retrieval.plan_of(args, "icir")
     features = load_features(folder / "features", "clip", "icir")
     place = Places(folder / "features", folder / "data", args.path_to_synthetic_data)
-    device = torch.device("cpu")
+    device = select_device(gpu)
     assets = load_assets(place, features, plan.runs, device)
 
     if at_once:
@@ -129,12 +131,15 @@ def time_product(vectors) -> float:
     import torch
 
     found = []
-    for size in BLOCKS:
-        block, out = torch.randn(size, vectors.shape[1]), torch.empty(len(vectors), size)
+    for size in BLOCKS[vectors.device.type]:
+        block = torch.randn(size, vectors.shape[1], device=vectors.device)
+        out = torch.empty(len(vectors), size, device=vectors.device)
         taken = []
         for _ in range(REPEATS):
             start = time.perf_counter()
             torch.mm(vectors, block.T, out=out)
+            if vectors.is_cuda:
+                torch.cuda.synchronize()
             taken.append(time.perf_counter() - start)
         found.append(statistics.median(taken) / size)
     return min(found)
@@ -164,6 +169,7 @@ def main() -> None:
     parser.add_argument("what", choices=("make", "run", "faiss"))
     parser.add_argument("--folder", type=Path, default=Path("/tmp/bench_distractors"))
     parser.add_argument("--rows", type=int, default=500_000)
+    parser.add_argument("--gpu", type=int, default=-1, help="CUDA device, -1 for the CPU")
     parser.add_argument("--at_once", type=int, help="rows scored together")
     parser.add_argument("--vectors", type=int, default=1082, help="faiss: queries")
     parser.add_argument("--k", type=int, default=100, help="faiss: rows that are returned")
@@ -174,7 +180,7 @@ def main() -> None:
     elif args.what == "faiss":
         search(args.folder, args.rows, args.vectors, args.k)
     else:
-        run(args.folder, args.method, args.rows, args.at_once)
+        run(args.folder, args.method, args.rows, args.at_once, args.gpu)
 
 
 if __name__ == "__main__":

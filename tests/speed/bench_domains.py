@@ -2,6 +2,7 @@
 
     python3 tests/speed/bench_domains.py                    # 43,615 composed queries, 80,134 rows
     python3 tests/speed/bench_domains.py --only sum basic   # some methods: a few minutes each
+    python3 tests/speed/bench_domains.py --gpu 0            # both on a GPU
     python3 tests/speed/bench_domains.py --scale 0.05       # a small world: does it all run?
 
 Features are random, 768-d, counts of domains those of NICO++, of its 60 classes all about the same.
@@ -9,6 +10,7 @@ Both are whole processes, a method each, one after the other in one call; the la
 The plain one does for every pair of domains a product of matrices and a full sort, looks up matches
 for every rank, and loops over the positives in Python. It runs --pairs of the 30 pairs, those of
 the largest source first, and its seconds are scaled to all queries, which is said (0: all of them).
+With --gpu N both compute on that GPU; the plain one's loop over positives stays on the CPU.
 Of FREEDOM, the features of its texts are on disk. The floor is what must be done: the products of
 the distinct images with the gallery, for BASIC two, for FREEDOM more, and one pass over the scores.
 """
@@ -147,17 +149,19 @@ class Plain:
     def __init__(self, folder: Path, method: str, gallery) -> None:
         import torch
 
-        self.gallery, self.method = gallery, method
+        self.gallery, self.method, self.device = gallery, method, gallery.device
         features = folder / "features" / "clip_features"
         read = {
             name: torch.from_numpy(np.load(features / "corpus" / f"{name}.npy"))
             for name in (*CORPORA, CORPUS)
         }
-        self.words = torch.nn.functional.normalize(read[CORPUS])
+        self.words = torch.nn.functional.normalize(read[CORPUS]).to(self.device)
         self.texts = np.load(features / "texts" / "texts.npy", mmap_mode="r")
         if method == "basic":
             os.chdir(folder)
-            self.basic = Basic(gallery)
+            self.basic = Basic(gallery.cpu())
+            for name in ("image_mean", "text_mean", "rows", "projection"):
+                setattr(self.basic, name, getattr(self.basic, name).to(self.device))
 
     def words_of(self, image):
         """FREEDOM's words of each image of a source, with their counts."""
@@ -177,8 +181,9 @@ class Plain:
         rows = []
         for own in words:
             values = np.stack([self.texts[len(QUERIES) * word + domain] for word, _ in own])
-            weights = torch.tensor([count / own[0][1] for _, count in own])
-            rows.append(weights @ torch.nn.functional.normalize(torch.from_numpy(values)))
+            values = torch.from_numpy(values).to(self.device)
+            weights = torch.tensor([count / own[0][1] for _, count in own], device=self.device)
+            rows.append(weights @ torch.nn.functional.normalize(values))
         return torch.stack(rows)
 
     def basic_scores(self, image, text):
@@ -187,7 +192,7 @@ class Plain:
         own, rows = self.basic, self.basic.rows
         image, text = image - own.image_mean, text - own.text_mean
         nearest = torch.topk(image @ own.projection @ rows.T, EXPANSION_ROWS)
-        slots = torch.cat([torch.ones(len(image), 1), nearest.values], dim=1)
+        slots = torch.nn.functional.pad(nearest.values, (1, 0), value=1.0)
         weights = torch.exp(EXPANSION_SLOPE * slots)
         neighbours = torch.cat([image[:, None], rows[nearest.indices]], dim=1)
         expanded = ((weights / weights.sum(1, keepdim=True))[..., None] * neighbours).sum(1)
@@ -222,20 +227,21 @@ def plain_ap(matches: np.ndarray) -> list[float]:
     return found
 
 
-def run_plain(folder: Path, method: str, pairs: int) -> None:
+def run_plain(folder: Path, method: str, pairs: int, gpu: int) -> None:
     """One table, or some of its pairs; prints the seconds, scaled to all queries."""
     import torch
 
+    device = torch.device("cpu" if gpu < 0 else f"cuda:{gpu}")
     target = folder / "features" / "clip_features" / "nico"
     task = load_task(target)
     labels = [note.rsplit(", ", 1) for note in task.gallery.note]
     number = {label: i for i, (label, _) in enumerate(labels)}
-    rows_class = torch.tensor([number[label] for label, _ in labels])
+    rows_class = torch.tensor([number[label] for label, _ in labels], device=device)
     domain = {name: i for i, name in enumerate(dict.fromkeys(task.queries.text))}
-    rows_domain = torch.tensor([domain[name] for _, name in labels])
+    rows_domain = torch.tensor([domain[name] for _, name in labels], device=device)
     unit = torch.nn.functional.normalize
     arrays = {
-        name: unit(torch.from_numpy(np.load(target / f"{name}.npy")))
+        name: unit(torch.from_numpy(np.load(target / f"{name}.npy")).to(device))
         for name in ("query_image", "query_text", "database_image")
     }
     row = torch.tensor([int(key.partition("-")[0]) - 1 for key in task.queries.key])
@@ -256,11 +262,11 @@ def run_plain(folder: Path, method: str, pairs: int) -> None:
         target_domain = domain[task.queries.text[own[0]]]
         scores = score(image, text, words.get(kind), target_domain)
         ranks = torch.argsort(scores, descending=True)
-        classes = torch.tensor([number[task.queries.tags["class"][i]] for i in own])
+        classes = torch.tensor([number[task.queries.tags["class"][i]] for i in own], device=device)
         same = (rows_class[ranks] == classes[:, None].expand_as(ranks)).float()
         there = (rows_domain[ranks] == target_domain).float()
         correct = same * there
-        plain_ap(correct.numpy())
+        plain_ap(correct.cpu().numpy())
         for k in (50, 100):
             hits, total = correct[:, :k].sum(1), correct.sum(1)
             (hits / (total + 1e-5)).mean(), (hits / (total.clamp(max=k) + 1e-5)).mean()
@@ -292,36 +298,39 @@ def measure(command: list[str], folder: Path) -> tuple[float, float, str]:
     return time.perf_counter() - start, usage.ru_maxrss / 1024, output
 
 
-def floor(folder: Path) -> tuple[float, float]:
+def floor(folder: Path, gpu: int) -> tuple[float, float]:
     """Seconds of the products of the distinct images, and of one pass over all scores."""
     import torch
 
+    device = torch.device("cpu" if gpu < 0 else f"cuda:{gpu}")
     target = folder / "features" / "clip_features" / "nico"
-    gallery = torch.from_numpy(np.load(target / "database_image.npy"))
-    images = torch.from_numpy(np.load(target / "query_image.npy"))
+    gallery = torch.from_numpy(np.load(target / "database_image.npy")).to(device)
+    images = torch.from_numpy(np.load(target / "query_image.npy")).to(device)
     queries, some = len(load_task(target).queries), images[:512]
     scores = some @ gallery.T
+    scores.max().item()  # on a GPU, the end of all that was asked before
     start = time.perf_counter()
-    torch.mm(some, gallery.T, out=scores)
+    torch.mm(some, gallery.T, out=scores)[0, 0].item()
     product = (time.perf_counter() - start) / len(some) * len(images)
     start = time.perf_counter()
-    scores.max()
+    scores.max().item()
     return product, (time.perf_counter() - start) / len(scores) * queries
 
 
-def compare(folder: Path, scale: float, pairs: int, methods: list[str]) -> None:
+def compare(folder: Path, scale: float, pairs: int, methods: list[str], gpu: int) -> None:
     """Print the table: seconds and peak memory of both, their ratios, the ratio to the floor."""
     if not (folder / "features").exists():
         apart(make_world, folder, scale)
-    program = [sys.executable, str(ROOT / "run_retrieval.py"), "--dataset", "nico", "--gpu=-1"]
-    product, one_pass = apart(floor, folder)
+    program = [sys.executable, str(ROOT / "run_retrieval.py"), "--dataset", "nico"]
+    program.append(f"--gpu={gpu}")
+    product, one_pass = apart(floor, folder, gpu)
     total = np.zeros(2)
     columns = ("method", "here, s", "MiB", "plain, s", "MiB", "ratio", "of memory", "to the floor")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
     for method in methods:
         seconds, peak, _ = measure([*program, "--method", method, *METHODS[method]], folder)
         own = [sys.executable, __file__, "--plain", method, "--folder", str(folder)]
-        _, other_peak, said = measure([*own, "--pairs", str(pairs)], folder)
+        _, other_peak, said = measure([*own, f"--pairs={pairs}", f"--gpu={gpu}"], folder)
         other, least = float(said), PRODUCTS.get(method, 1) * product + one_pass
         total += seconds, other
         cells = f"{seconds:.1f} | {peak:.0f} | {other:.1f} | {other_peak:.0f}"
@@ -340,12 +349,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(METHODS), default=tuple(METHODS))
     parser.add_argument("--plain", choices=tuple(METHODS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="where the world is, or is made and left")
+    parser.add_argument("--gpu", type=int, default=-1, help="CUDA device of both, -1 for the CPU")
     args = parser.parse_args()
     if args.plain:
-        run_plain(args.folder, args.plain, args.pairs)
+        run_plain(args.folder, args.plain, args.pairs, args.gpu)
         return
     with tempfile.TemporaryDirectory() as folder:
-        compare((args.folder or Path(folder)).resolve(), args.scale, args.pairs, args.only)
+        compare(
+            (args.folder or Path(folder)).resolve(), args.scale, args.pairs, args.only, args.gpu
+        )
 
 
 if __name__ == "__main__":
