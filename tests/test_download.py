@@ -599,6 +599,7 @@ def test_command_refuses_a_member_that_tries_to_leave(site, tmp_path):
         (pack({**DATA_SET, "1.jpg": os.urandom(50_000)})[:30_000], "not a sound tar archive"),
         (pack({"icir/LICENSE": b"text"}), "is not i-CIR"),
     ],
+    ids=("no archive", "cut short", "other content"),
 )
 def test_archive_that_holds_no_data_set(content, said, tmp_path):
     archive = tmp_path / "icir.tar.gz"
