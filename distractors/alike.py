@@ -177,22 +177,41 @@ class UnitAlike:
     def _compare(self, number: Tensor, rows: Tensor, unit: Tensor) -> None:
         cosine = unit @ self._alike.unit.T
         for group, images in enumerate(self._alike.groups):
-            best, image = cosine[:, images].max(1)
-            near = (best >= self._alike.least - SLACK).nonzero()[:, 0]
-            image = image[near] + images.start
-            exact = _cosine(rows[near], self._alike.images[image])
-            hit = (exact >= self._alike.least - EQUAL).nonzero()[:, 0]
-            self._count[group] += len(hit)
-            if len(hit) and self._row[group] == NONE_FOUND:  # rows come in their order
-                first = hit[0]
-                self._row[group] = int(number[near[first]])
-                self._image[group], self._cosine[group] = int(image[first]), float(exact[first])
+            own = cosine[:, images]
+            best = own.amax(1, keepdim=True)
+            near = (best[:, 0] >= self._alike.least - SLACK).nonzero()[:, 0]
+            for some in near.split(max(1, SCORES_OF_A_PART // own.shape[1])):
+                may_be_best = own[some] >= best[some] - SLACK
+                exact, image = _best(rows[some], self._alike.images[images], may_be_best)
+                self._note(group, number[some], exact, image + images.start)
+
+    def _note(self, group: int, number: Tensor, exact: Tensor, image: Tensor) -> None:
+        """Note which rows are alike, by each one's best image and their cosine."""
+        hit = (exact >= self._alike.least - EQUAL).nonzero()[:, 0]
+        self._count[group] += len(hit)
+        if len(hit) and self._row[group] == NONE_FOUND:  # rows come in their order
+            first = hit[0]
+            self._row[group] = int(number[first])
+            self._image[group], self._cosine[group] = int(image[first]), float(exact[first])
 
     def result(self) -> dict[str, np.ndarray]:
         """Of each group of images: how many rows are alike, int64; the first one's number in the
         pool, its image and their cosine.
         """
         return dict(zip(FOUND, (self._count, self._row, self._image, self._cosine), strict=True))
+
+
+def _best(rows: Tensor, images: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row (n, D) the highest cosine with the images (V, D) that are asked, bool (n, V).
+
+    float64 (n,), and the first image that has it, int64 (n,). A few pairs at a time.
+    """
+    import torch
+
+    pairs = [some.T for some in asked.nonzero().split(max(1, SCORES_OF_A_PART // rows.shape[1]))]
+    exact = rows.new_full(asked.shape, -torch.inf, dtype=torch.float64)
+    exact[asked] = torch.cat([_cosine(rows[row], images[image]) for row, image in pairs])
+    return exact.max(1)
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

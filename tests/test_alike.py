@@ -70,6 +70,40 @@ def test_rows_that_look_like_an_image_are_found(tmp_path, monkeypatch, width):
     assert f"image, and more; the first: {place}, 0." in lines[0]
 
 
+def make_close(width: int, rows: int = 40, images: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """Rows, and as many images of each whose cosine with it is LEAST but for 1e-8: one above it."""
+    random = np.random.default_rng(width)
+    found, axis = [], unit(random.normal(size=(rows, width)).astype(np.float32))
+    for row in axis.astype(np.float32):
+        across = random.normal(size=(1000, width))
+        across -= (across @ row)[:, None] * row / (row.astype(np.float64) @ row)
+        share = LEAST + random.uniform(-1e-8, 1e-8, (1000, 1))
+        drawn = share * unit(row[None]) + np.sqrt(1 - share**2) * unit(across)
+        drawn = drawn.astype(np.float32)
+        excess = (unit(drawn) @ unit(row[None]).T)[:, 0] - LEAST
+        above, below = (drawn[(sign * excess > 3e-9) & (sign * excess < 1e-8)] for sign in (1, -1))
+        found += [*below[: images // 2], above[0], *below[images // 2 : images - 1]]
+    return axis.astype(np.float32), np.stack(found)
+
+
+@pytest.mark.parametrize("width", [40, 300])
+def test_the_best_image_in_float64_decides(tmp_path, monkeypatch, width):
+    """Where others, that are not alike, are as good or better in float32."""
+    monkeypatch.setattr("distractors.alike.SCORES_OF_A_PART", 50 * width)
+    rows, images = make_close(width)
+    cosine = unit(rows) @ unit(images).T
+    assert ((cosine >= LEAST).sum(1) == 1).all()
+    pool = open_pool([write_pool(tmp_path / "pool", rows, [])])
+    names = [f"image {number}" for number in range(len(images))]
+    halves = [Images(half, "", some, names) for half, some in (("a", images), ("b", images[::-1]))]
+    work = Alike.of(halves, LEAST, CPU)
+    found = run_pass(work, pool, ["image"], CPU, Kept(tmp_path / "kept"), Group())
+    assert found["alike"].tolist() == [len(rows), len(rows)]
+    best = int(cosine[0].argmax())
+    assert found["alike_image"].tolist() == [best, 2 * len(images) - 1 - best]
+    assert found["alike_cosine"] == pytest.approx([cosine[0, best]] * 2, abs=1e-9)
+
+
 def test_only_rows_that_the_bound_leaves_open_are_compared(monkeypatch):
     groups, rows = make_images(300)
     bound = Alike.of(groups, LEAST, CPU).bound
