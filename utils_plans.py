@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from utils_evaluation import Evaluation
+    from utils_retrieval import Method
     from utils_storage import Features
+
+FILES_NAMED = 4  # in a message
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ class Plan:
         by: hidden ground truth.
         """
         for run in self.runs:
-            if run.method.inputs and (lost := _missing_input(features, run)):
+            if run.method.inputs and _missing_files(features, run.method):
+                lost = _describe_missing(features, [run.method])
                 raise UserError(f"--method {run.method.name}: {lost}")
         if self.compares and not features.task.columns:
             raise UserError(
@@ -193,16 +198,20 @@ class AllPlan(Plan):
     def ready(self, features: Features, places: Places) -> tuple[AllPlan, Features]:
         from utils_assets import missing_asset
 
-        why = {
-            run.method.name: _missing_input(features, run) or missing_asset(places, features, run)
-            for run in self.runs
-        }
-        missing = {name: reason for name, reason in why.items() if reason}
-        for name, reason in missing.items():
-            say(f"left out: {name} ({reason})", error=True)
-        if len(missing) == len(self.runs):
+        why: dict[str, list[str]] = {}  # the methods that lack the same, in a line
+        bare = [run.method for run in self.runs if _missing_files(features, run.method)]
+        for some in ([m for m in bare if m.inputs], [m for m in bare if not m.inputs]):
+            if some:
+                why[_describe_missing(features, some)] = [method.name for method in some]
+        for run in self.runs:
+            if run.method not in bare and (reason := missing_asset(places, features, run)):
+                why.setdefault(reason, []).append(run.method.name)
+        for reason, names in why.items():
+            say(f"left out: {', '.join(names)} ({reason})", error=True)
+        left_out = frozenset(chain(*why.values()))
+        if len(left_out) == len(self.runs):
             raise UserError("no method has its inputs; the lines above say what is missing")
-        return replace(self, left_out=frozenset(missing)), features
+        return replace(self, left_out=left_out), features
 
     def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
         from utils_tables import write_rows
@@ -230,22 +239,31 @@ def mean_of_draws(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, list[s
     return replace(first, values=values, columns=columns), said
 
 
-def _missing_input(features: Features, run: Run) -> str | None:
-    """Which features a run's method reads and are not there, in words."""
-    lost = [name for name in run.method.reads if not features.has_query(name)]
-    lost = [f"query_{name}.npy" for name in lost]
-    for name in run.method.gallery_reads:
-        if name not in features.database_files:
-            lost.append(f"database_{name}.npy")
-    if not lost:
-        return None
-    made = [
-        f"--inputs {name}" + "".join(f" --{need} ..." for need in source.needs)
-        for name, source in run.method.inputs.items()
-    ]
+def _missing_files(features: Features, method: Method) -> list[str]:
+    """The files of features that a method reads and that are not there."""
+    lost = [f"query_{name}.npy" for name in method.reads if not features.has_query(name)]
+    there = features.database_files
+    return lost + [f"database_{name}.npy" for name in method.gallery_reads if name not in there]
+
+
+def _describe_missing(features: Features, methods: Sequence[Method]) -> str:
+    """Which of these files are not there, in words, and what makes them."""
+    lost = list(dict.fromkeys(file for own in methods for file in _missing_files(features, own)))
+    made = {
+        name + "".join(f" --{need} ..." for need in source.needs): None
+        for own in methods
+        for name, source in own.inputs.items()
+    }
     command = f"create_features.py --dataset {features.dataset} --backbone {features.backbone}"
-    how = f"; make it with python3 {command} {' '.join(made)}" if made else ""
-    return f"no {', '.join(lost)} in {features.folder}{how}"
+    how = ""
+    if len(made) == 1:
+        how = f"; make it with python3 {command} --inputs {', '.join(made)}"
+    elif made:
+        how = f"; make them with python3 {command} --inputs NAME: {', '.join(made)}"
+    files = (
+        f"{lost[0]} and {len(lost) - 1} more files" if len(lost) > FILES_NAMED else ", ".join(lost)
+    )
+    return f"no {files} in {features.folder}{how}"
 
 
 def write_runs(
