@@ -57,7 +57,8 @@ def describe_state(searcher: Searcher, hide: Hidden) -> dict:
         "backbone": hide(features.backbone),
         "device": searcher.device.type,
         "version": searcher.version,
-        "count": len(searcher),
+        "count": len(searcher.shown),
+        "rows": len(searcher),
         "queries": len(features.task.queries),
         "loaded": searcher.is_loaded,
         "skipped": [{"name": s.get("image_path"), "cause": s.get("cause")} for s in skipped[:50]],
@@ -67,9 +68,15 @@ def describe_state(searcher: Searcher, hide: Hidden) -> dict:
 
 
 def describe_rows(searcher: Searcher, rows: Sequence[int]) -> list[dict]:
-    """Gallery images by row."""
+    """Gallery images by row. listed: in how many rows each is."""
     return [
-        {"row": r, "key": searcher.key_of(r), "name": searcher.paths[r]} for r in map(int, rows)
+        {
+            "row": row,
+            "key": searcher.key_of(row),
+            "name": searcher.paths[row],
+            "listed": int(searcher.listed[row]),
+        }
+        for row in map(int, rows)
     ]
 
 
@@ -130,7 +137,7 @@ def _scatter(searcher: Searcher, ranked: Ranked) -> dict | None:
         return None
     dots = dots_of(len(ranked.image))
     image, text = (numbers(own[dots]) for own in (ranked.image, ranked.text))
-    found = {"image": image, "text": text, "of": len(searcher), "level": None}
+    found = {"image": image, "text": text, "of": len(searcher.shown), "level": None}
     if ranked.level is not None:
         names = ("scores", "image", "text")
         found["level"] = {n: numbers(own) for n, own in zip(names, ranked.level, strict=True)}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from utils_storage import ArrayRows, MappedRows
+    from utils_task import Images
 
 KEPT_BYTES = 512 << 20  # of products; at least FEWEST of them
 FEWEST = 12
@@ -105,6 +106,23 @@ def open_rows(file: MappedRows | ArrayRows, device: torch.device, whole: bool = 
     rows = LiveRows.of(raw, whole) if device.type == "cpu" else Rows.of(raw.to(device))
     check_lengths(rows.length, file.path)
     return rows
+
+
+def first_rows(images: Images) -> np.ndarray:
+    """Of each row of a gallery the first that shows the same image and box: int64 (N,)."""
+    shown = images.path
+    if images.box is not None:
+        shown = zip(images.path, map(tuple, images.box.tolist()), strict=True)
+    first: dict[Hashable, int] = {}
+    rows = (first.setdefault(own, row) for row, own in enumerate(shown))
+    return np.fromiter(rows, np.int64, len(images))
+
+
+def find_again(first: np.ndarray) -> np.ndarray:
+    """The places (n,) of images that came before among them, int64 rising. first: what tells one
+    image from another.
+    """
+    return np.delete(np.arange(len(first)), np.unique(first, return_index=True)[1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -344,12 +344,18 @@ function makeHit(row, rankHere, name, spans) {
     hit.append(element("div", { class: "ranks", title }, ...others.map(([other, at]) =>
       element("span", { class: other }, `#${many(at)}`))));
   }
-  hit.append(element("div", { class: "name", title: row.name }, fileName(row.name)));
+  hit.append(makeName(row));
   for (const kind of ["pointerenter", "focusin"]) {
     hit.addEventListener(kind, () => showScatter(row));
   }
   hit.addEventListener("pointerleave", () => showScatter(null));
   return hit;
+}
+
+/* A file's name, and in how many rows of the gallery it is where it is in several. */
+function makeName(row) {
+  const rows = row.listed > 1 ? [element("span", { class: "listed" }, `in ${row.listed} rows`)] : [];
+  return element("div", { class: "name", title: row.name }, ...rows, fileName(row.name));
 }
 
 function makePicture(row, title) {
@@ -413,8 +419,7 @@ async function browse(from) {
   const found = await attempt(() => ask(`/api/gallery?from=${from}`));
   if (!found) return;
   const hits = found.rows.map((row) => {
-    const name = element("div", { class: "name", title: row.name }, fileName(row.name));
-    return element("li", { class: "hit" }, makePicture(row, row.name), name);
+    return element("li", { class: "hit" }, makePicture(row, row.name), makeName(row));
   });
   if (from === 0) byId("gallery").replaceChildren(...hits);
   else byId("gallery").append(...hits);
@@ -547,8 +552,9 @@ async function refresh() {
   document.title = `${state.name}: live search`;
   byId("name").textContent = state.name;
   const skipped = state.skippedCount ? `, ${many(state.skippedCount)} cannot be read` : "";
+  const rows = state.rows > state.count ? ` in ${many(state.rows)} rows` : "";
   byId("facts").textContent =
-    `${many(state.count)} images${skipped}; ${state.backbone} on ${state.device}`;
+    `${many(state.count)} images${rows}${skipped}; ${state.backbone} on ${state.device}`;
   byId("gallery-count").textContent = many(state.count);
   byId("asked").hidden = !state.queries;
   byId("skipped").hidden = !state.skippedCount;

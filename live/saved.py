@@ -27,22 +27,27 @@ def save_query(searcher: Searcher, run: Run, image: Shown, text: str) -> str:
     from dataclasses import replace
 
     features, names = searcher.features, run.method.query_features(run.parameters)
-    facts = repr((searcher.version, image.path, image.row, text, sorted(names)))
+    again = searcher.again
+    facts = repr((searcher.version, image.path, image.row, text, sorted(names), len(again)))
     digest = hashlib.sha256(facts.encode()).hexdigest()[:10]
     name = f"{features.dataset}_query_{digest}"
     folder = features.folder.parent / name
     if (folder / "manifest.json").is_file():
         return name
     gallery: Images = replace(features.task.gallery, shared=None)
+    sets, excluded, notes = RowSets.of([]), None, []
+    if len(again):
+        sets, excluded = RowSets.of([again]), np.zeros(1, np.int64)
+        notes = [f"{len(again)} gallery rows that show an image again are not ranked"]
     task = Task(
         name=name,
         gallery=gallery,
         queries=QueryTable(["1"], [(image.path,)], [text]),
-        sets=RowSets.of([]),
+        sets=sets,
         pool=whole_gallery(1),
-        views={"all": View(None)},
+        views={"all": View(None, excluded)},
         columns=(),
-        notes=(f"a live query on {features.dataset}: nothing is known of what is right",),
+        notes=(f"a live query on {features.dataset}: nothing is known of what is right", *notes),
     )
     with publishing(folder / ".making", folder, last="manifest.json") as staging:
         save_task(task, staging)

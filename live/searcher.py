@@ -23,18 +23,16 @@ import torch
 
 from live.candidates import Candidates
 from live.choices import Choices
-from live.gallery import Heard, LiveGallery, grid_of, open_rows
+from live.gallery import Heard, LiveGallery, find_again, first_rows, grid_of, open_rows
 from live.threads import at_once
 from methods import find_method
 from utils import UserError, say
 from utils_assets import load_assets
 from utils_backbones import Places
-from utils_blocks import find_copies
 from utils_evaluation import unit_features, unit_queries
 from utils_protocol import query_image_rows
 from utils_retrieval import Assets, Queries, name_of_texts
 from utils_runs import Run
-from utils_search import with_copies
 from utils_signs import doing
 from utils_storage import Features
 from utils_task import QueryTable
@@ -144,6 +142,8 @@ class Kept(OrderedDict):
 class Searcher:
     """One gallery, ready to be searched by any image and any words. Used by one thread at a time.
 
+    An image that is in several rows is ranked once, by the first of them; methods see them all.
+
     features: of the gallery, with its queries where it is a data set's. images: where its pictures
     are. load: gives the encoder, which is asked for when something is to be encoded. words: of
     contextualised texts, or why there are none. decode: an encoded image -> an image as extraction
@@ -173,7 +173,8 @@ class Searcher:
             }
         self.gallery = LiveGallery(kinds, np.arange(len(features.task.gallery)))
         self.candidates = self._open_candidates(most) if most else None
-        self._copies = find_copies(features.task, slice(0, len(self)))
+        self._first = first_rows(features.task.gallery)
+        self.again = find_again(self._first)
         self._texts, self._given = Kept(TEXTS_KEPT), Kept(IMAGES_KEPT)
         self._assets, self._columns = Kept(ASSETS_KEPT), Kept(COLUMNS_KEPT)
         self._loading, self._encoder = threading.Lock(), None
@@ -194,6 +195,16 @@ class Searcher:
     def paths(self) -> Sequence[str]:
         """The gallery's image paths."""
         return self.features.task.gallery.path
+
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """The rows that are shown: the first of each image, int64 rising; the others are again."""
+        return np.delete(np.arange(len(self)), self.again)
+
+    @cached_property
+    def listed(self) -> np.ndarray:
+        """In how many rows of the gallery each row's image is, int64 (N,)."""
+        return np.bincount(self._first, minlength=len(self))[self._first]
 
     @cached_property
     def version(self) -> str:
@@ -466,11 +477,12 @@ class Searcher:
     def _column(
         self, scores: torch.Tensor, gallery: LiveGallery, k: int, out: Sequence[int]
     ) -> Column:
-        if gallery is self.gallery:
-            scores = with_copies(self._copies, scores)
+        is_whole = gallery is self.gallery
+        hidden = self.again if is_whole else find_again(self._first[gallery.number])
         if out:
-            places = np.flatnonzero(np.isin(gallery.number, out))
-            scores = scores.index_fill(1, torch.from_numpy(places).to(scores.device), -np.inf)
+            hidden = np.union1d(hidden, np.flatnonzero(np.isin(gallery.number, out)))
+        if len(hidden):
+            scores = scores.index_fill(1, torch.from_numpy(hidden).to(scores.device), -np.inf)
         return Column.of(scores[0].cpu().numpy(), gallery.number, k)
 
     # --- for notebooks -----------------------------------------------------------------------

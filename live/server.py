@@ -335,8 +335,9 @@ def make_app(desk: Desk, token: str, port: int, names: frozenset[str]) -> Guard:
         return JSONResponse(found | {"failed": desk.hide(desk.failed), "mostBytes": MOST_BYTES})
 
     async def gallery(request: Request) -> Response:
-        first = whole_number(request.query_params, "from", 0, 0, max(0, len(searcher) - 1))
-        rows = range(first, min(first + A_PAGE, len(searcher)))
+        shown = searcher.shown
+        first = whole_number(request.query_params, "from", 0, 0, max(0, len(shown) - 1))
+        rows = shown[first : first + A_PAGE].tolist()
         return JSONResponse({"from": first, "rows": describe_rows(searcher, rows)})
 
     async def queries(request: Request) -> Response:

@@ -106,11 +106,17 @@ def make_world(folder: Path, clip: Path) -> World:
 
 
 def add_dataset(
-    world: World, name: str, queries: int = 3, rows: int = 120, in_gallery: bool = False
+    world: World,
+    name: str,
+    queries: int = 3,
+    rows: int = 120,
+    in_gallery: bool = False,
+    again: int = 0,
 ) -> None:
     """The features of a data set, all inputs of methods among them: random numbers.
 
     in_gallery: the queries' images are the first of the gallery, and have no features of their own.
+    again: so many of the last rows show the first images once more.
     """
     draw = np.random.default_rng(11)
     folder = features_folder(world.folder / "features", world.backbone, name)
@@ -123,9 +129,10 @@ def add_dataset(
     texts = [f"in a place like {number}" for number in range(queries)]
     asked = "shown" if in_gallery else "asked"
     images = [(f"{asked}/{number}.jpg",) for number in range(queries)]
+    shown = [*range(rows - again), *range(again)]
     task = Task(
         name=name,
-        gallery=Images([f"shown/{number}.jpg" for number in range(rows)]),
+        gallery=Images([f"shown/{number}.jpg" for number in shown]),
         queries=QueryTable([str(number) for number in range(queries)], images, texts),
         sets=RowSets.of([]),
         pool=whole_gallery(queries),
@@ -138,7 +145,7 @@ def add_dataset(
     for array in sorted(arrays - ({"image"} if in_gallery else set())):
         np.save(folder / f"query_{array}.npy", features(queries))
     for array in sorted({name for method in methods for name in method.gallery_reads}):
-        np.save(folder / f"database_{array}.npy", features(rows))
+        np.save(folder / f"database_{array}.npy", features(rows)[shown])
     numbers = range(queries)
     write_csv(folder / "query.csv", ["key", "image_row", "text_row"], ([n, n, n] for n in numbers))
     counts = {"query": queries, "database": rows}

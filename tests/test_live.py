@@ -19,7 +19,7 @@ from live_world import BROKEN, PHOTOS, World, add_dataset, make_photos, make_wor
 from live import opening
 from live.answers import describe_ranked, numbers
 from live.choices import Choices
-from live.gallery import LiveGallery, LiveRows, find_best
+from live.gallery import LiveGallery, LiveRows, find_again, find_best, first_rows
 from live.packed import has_fbgemm
 from live.photos import name_of, read_stored, see
 from live.saved import command_of, save_query
@@ -31,6 +31,7 @@ from utils import UserError, read_json, write_json
 from utils_backbones import backbone_folder
 from utils_features import Encoder
 from utils_retrieval import Gallery
+from utils_task import Images
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = 20
@@ -521,6 +522,33 @@ def test_all_rows_of_an_image_are_left_out(shots, monkeypatch):
     ranked = shots.rank(shots.find("g3"), "", "sum", {}, 120, leave_out=True)
     assert not {3, 50} & {*ranked.columns["image"].rows}
     assert len(ranked.columns["image"].rows) == 118
+
+
+def test_an_image_that_is_in_several_rows_is_ranked_once(world, tmp_path):
+    """As those of FashionIQ's categories, whose galleries overlap."""
+    add_dataset(world, "twice", in_gallery=True, again=40)
+    twice = open_dataset("twice", world.backbone, where=world.where)
+    image, text = twice.find("q1"), twice.features.task.queries.text[1]
+    ranked = twice.rank(image, text, "basic", {}, 120)
+    answer = describe_ranked(twice, ranked)
+    for name, rows in answer["columns"].items():
+        assert sorted(row["row"] for row in rows) == list(range(80)), name
+        assert all(max(row["ranks"].values()) <= 80 for row in rows)
+        assert {row["listed"] for row in rows if row["row"] < 40} == {2}
+        assert {row["listed"] for row in rows if row["row"] >= 40} == {1}
+    assert answer["scatter"]["of"] == 80
+    name = save_query(twice, ranked.run, image, text)
+    expected = run_command_of(twice, ranked.run, name, image, False, tmp_path)
+    shown = twice.rank(image, text, "basic", {}, SHOWN).columns["composed"]
+    same_ranking(twice, shown, expected)
+
+
+def test_boxes_of_one_image_are_images_of_their_own():
+    box = np.array([[0, 0, 9, 9], [0, 0, 5, 5], [0, 0, 9, 9], [0, 0, 9, 9]])
+    first = first_rows(Images(["a", "a", "b", "a"], box))
+    assert first.tolist() == [0, 1, 2, 0]
+    assert find_again(first).tolist() == [3]
+    assert find_again(first[[1, 2, 3]]).tolist() == []  # of candidates, the first may not be one
 
 
 def test_parameters_start_at_the_preset_as_far_as_its_assets_are_there(world, photos, shots):
