@@ -5,6 +5,8 @@
 const report = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const KINDS = { p: "positive", s: "related", o: "other", x: "left out" };
+const isHidden = report.head.hidden; // the ground truth: of no row it is known what it is
+const isKnown = (kind) => kind !== "o" || !isHidden || report.head.related;
 
 /* An element with attributes and children; strings become text, so no text can become markup. */
 function element(tag, attributes, ...children) {
@@ -22,6 +24,7 @@ function drawn(tag, attributes, ...children) {
   return made;
 }
 
+const textOf = (query) => (query.text.trim() ? query.text : "(no text)");
 const percent = (value) => (100 * value).toFixed(1);
 const fileName = (path) => path.slice(path.lastIndexOf("/") + 1);
 
@@ -96,9 +99,10 @@ function tableColumns() {
     { key: "text", label: "Text", style: "text", value: (i) => report.queries[i].text },
     ...report.labels.map((label, n) => ({ key: `label-${n}`, label, style: "label",
       value: (i) => report.queries[i].labels[n] })),
-    { key: "positives", label: "Positives", style: "value number positives",
-      value: (i) => report.queries[i].positives },
   ];
+  if (isHidden) return columns;
+  columns.push({ key: "positives", label: "Positives", style: "value number positives",
+    value: (i) => report.queries[i].positives });
   const [measure] = report.measures;
   report.methods.forEach((method, m) => {
     if (measure) {
@@ -118,6 +122,7 @@ function tableColumns() {
 }
 
 const columns = tableColumns();
+const isGrouped = columns.some((column) => column.method === 1);
 const rows = report.queries.map(makeRow);
 const state = { key: "order", ascending: true, shown: rows.map((_, i) => i), scroll: [0, 0] };
 
@@ -128,7 +133,7 @@ function makeRow(query, i) {
     if (column.key === "icon") {
       cell.append(picture(query.images[0], ""));
     } else if (column.key === "text") {
-      cell.append(element("a", { href: `#query-${i}` }, query.text || "(no text)"),
+      cell.append(element("a", { href: `#query-${i}` }, textOf(query)),
         element("span", { class: "label" }, query.labels.join(", ")));
     } else {
       const value = column.value(i);
@@ -145,7 +150,7 @@ function makeRow(query, i) {
 /* With several methods, a line of their names stands over the columns of each. */
 function makeHead() {
   const head = element("tr");
-  if (report.methods.length > 1) {
+  if (isGrouped) {
     const groups = columns.filter((column) => column.method === undefined)
       .map((column) => element("td", { class: `group ${column.style}` }));
     byId("head").append(element("tr", {}, ...groups, ...report.methods.map((method) =>
@@ -292,8 +297,11 @@ function makeHit(rank, row, score, kind, marks, parts = []) {
   const words = kind === "s" && item[1] ? item[1] : name;
   const caption = element("figcaption", {}, element("span", { class: "rank" }, rank));
   if (score !== null) caption.append(element("span", { class: "score" }, score.toPrecision(4)));
-  const said = [words === name ? name : `${name}: ${words}`, ...marks.map((n) => report.marks[n])];
-  caption.append(element("span", { class: "kind", title: said.join(", ") }, words));
+  const said = marks.map((n) => report.marks[n]);
+  if (isKnown(kind)) {
+    said.unshift(words === name ? name : `${name}: ${words}`);
+    caption.append(element("span", { class: "kind", title: said.join(", ") }, words));
+  }
   for (const n of marks) {
     caption.append(element("span", { class: "mark", title: report.marks[n] }, String(n + 1)));
   }
@@ -325,7 +333,7 @@ function followImage(event) {
 
 /* ---- The two parts of every score ---- */
 
-const PLOT = { width: 320, height: 250, left: 54, right: 10, top: 10, bottom: 40 };
+const PLOT = { width: 320, height: 250, left: 66, right: 10, top: 10, bottom: 40 };
 
 /* The scatter of a query's gallery: a sample as dots, hits and positives, and the line on which
    all rows score as the first positive does. */
@@ -346,7 +354,8 @@ function makeScatter(method, run) {
   const [sample, more] = [dots(run.cloud), dots(run.more)];
   const [x, y] = method.parts;
   const hasLine = run.best && method.fusion;
-  const says = `${sample.length} of the gallery's images by ${x} and ${y}, positives marked`
+  const says = `${sample.length} of the gallery's images by ${x} and ${y}`
+    + (isHidden ? "" : ", positives marked")
     + (hasLine ? ", and the line of the first positive's score" : "");
   const plot = drawn("svg", { viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, class: "scatter",
     role: "img", "aria-label": says });
@@ -408,13 +417,19 @@ function solve(p, q, r) {
   return [(-q - root) / (2 * p), (-q + root) / (2 * p)].sort((one, other) => one - other);
 }
 
+/* What the positives say of a ranking. */
+function judged(query, run) {
+  const facts = [run.first === null ? "no positives" : `first positive at rank ${run.first}`];
+  facts.push(`${run.found} of ${query.positives} positives among the ${run.rows.length} shown`);
+  if (run.tied) facts.push("a positive ties with a negative");
+  return facts;
+}
+
 function makeMethod(method, run, query) {
   const values = report.measures.map((measure, n) =>
     `${measure.replaceAll("_", " ")} ${percent(run.values[n])}`);
   const facts = values.slice(0, 1);
-  facts.push(run.first === null ? "no positives" : `first positive at rank ${run.first}`);
-  facts.push(`${run.found} of ${query.positives} positives among the ${run.rows.length} shown`);
-  if (run.tied) facts.push("a positive ties with a negative");
+  if (!isHidden) facts.push(...judged(query, run));
   const hits = run.rows.map((row, k) => makeHit(String(k + 1), row, run.scores[k], run.kinds[k],
     run.marks[k], named(method, run.parts && run.parts[k])));
   return element("section", { class: "method", "data-label": method.label },
@@ -483,7 +498,7 @@ function makeQuery(i) {
     ...report.labels.map((label, n) => [label, query.labels[n]]),
     ...report.tags.map((tag, n) => [tag.name, query.tags[n].map((m) => tag.labels[m]).join(", ")])
       .filter(([, value]) => value && !query.labels.includes(value)),
-    ["Positives", String(query.positives)],
+    ...(isHidden ? [] : [["Positives", String(query.positives)]]),
     ["Image", query.images.map(([path]) => path).join(", ")],
   ];
   const pictures = query.images.map((item) =>
@@ -491,7 +506,7 @@ function makeQuery(i) {
   const parts = [
     makeSteps(i),
     element("header", { class: "query" }, ...pictures,
-      element("div", {}, element("h1", { id: "title", tabindex: "-1" }, query.text || "(no text)"),
+      element("div", {}, element("h1", { id: "title", tabindex: "-1" }, textOf(query)),
         element("dl", {}, ...facts.flatMap(([name, value]) =>
           [element("dt", {}, name), element("dd", {}, value)])))),
     byId("legend").content.cloneNode(true),
@@ -548,7 +563,7 @@ report.methods.forEach((method, m) => byId("method").append(new Option(method.la
 byId("method-label").hidden = report.methods.length < 2;
 byId("bounds").hidden = !report.measures.length;
 byId("table").style.setProperty("--labels", Math.max(1, report.labels.length));
-if (report.methods.length > 1) {
+if (isGrouped) {
   byId("table").classList.add("several");
   byId("around").classList.add("many");
   byId("around").classList.toggle("scroll", report.methods.length > 5);

@@ -306,6 +306,8 @@ def _render_report(
         "database_count": len(task.gallery),
         "tags": [{"name": tag["name"], "count": len(tag["labels"])} for tag in tags],
         "top_k": top_k,
+        "hidden": task.views[task.main_view].positives is None,
+        "submissions": [submission.file for submission in task.submissions],
         "related": task.related is not None,
         "noted": task.gallery.note is not None,
         "marks": shown.marks,

@@ -158,7 +158,8 @@ def make_rooms(folder: Path, seed: int = 0) -> World:
 def make_semantic(folder: Path, name: str) -> tuple[World, ImageStore]:
     """One of the semantic benchmarks, small, with drawn images and drawn features."""
     benchmark, random = list_benchmarks()[name], np.random.default_rng(0)
-    root = semantic_files.write(folder / "data" / name, getattr(semantic_files, name)())
+    root = folder / "data" / benchmark.folder.get(name, name)
+    semantic_files.write(root, getattr(semantic_files, root.name)())
     task = benchmark.tasks[name](root)
     paths = [*task.gallery.path, *(path for own in task.queries.images for path in own)]
     for number, path in enumerate(dict.fromkeys(paths)):

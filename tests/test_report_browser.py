@@ -684,6 +684,32 @@ def test_a_semantic_benchmark(browser, tmp_path, name):
     )
 
 
+@pytest.mark.parametrize("name", ["cirr_test", "circo_test"])
+def test_where_the_ground_truth_is_hidden_no_row_is_judged(browser, tmp_path, name):
+    """That a query has no positives would be said of all, and be wrong."""
+    world, images = make_semantic(tmp_path, name)
+    evaluations = evaluate_world(world, ("image", "sum"), 6, name)
+    task = evaluations[0].task
+    task.queries.text[1] = " "
+    page = write_report(tmp_path / "report", evaluations, images, 6)
+    open_page(browser, page)
+    files = {"cirr_test": "recall.json and recall_subset.json", "circo_test": "submission.json"}
+    said = find(browser, "#hidden")[0].text
+    assert said == (
+        "The ground truth is hidden, and nothing is measured here: the evaluation server judges "
+        f"the rankings, by {files[name]}."
+    )
+    assert [head.text for head in find(browser, "#head th")] == ["#", "", "Text", "Query"]
+    assert shown(browser, "text")[:2] == [task.queries.text[0], "(no text)"]
+    open_page(browser, page, "#query-1")
+    assert find(browser, "#title")[0].text == "(no text)"
+    labels = [own.get_attribute("aria-label") for own in find(browser, "#detail [aria-label]")]
+    assert "ositive" not in "\n".join([find(browser, "#detail")[0].text, *labels])
+    kinds = {kind.text for kind in find(browser, ".ranked .kind")}
+    assert kinds == ({"related", "other"} if name == "cirr_test" else set())
+    assert len(find(browser, ".ranked .thumbnail")) == 12
+
+
 def test_of_wide_means_the_method_stays_in_sight(browser, tmp_path):
     world, images = make_semantic(tmp_path, "circo")
     evaluations = evaluate_world(world, ("image", "sum"), 3, "circo")
