@@ -18,16 +18,13 @@ import numpy as np
 
 from distractors.pool import rows_at_once
 from distractors.precision import FULL, multiply, rounded
+from distractors.thresholds import Counter, Near, Thresholds, count_exact, count_scores
 from utils_retrieval import Gallery, Method, Queries, Rows, equal_rows
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-LEAST_MARGIN = 1e-6  # relative to the largest threshold: float32 products of unit vectors err less
-MARGIN_FACTOR = 32  # times the largest float32 error that the positives' scores show
-EQUAL = 1e-12  # float64 scores that differ less are of equal rows
-COMPARED_FOR_SORTED = 4  # a score is sorted in the time of so many comparisons with thresholds
 NUMBERS_AT_ONCE = 1 << 22  # of the rows of pairs that are scored together in float64
 NEAR_OF_A_QUERY = 8  # rows near a threshold, on average, after which they are scored again
 
@@ -163,196 +160,14 @@ def pair_scores(
     return found
 
 
-# ---------------------------------------------------------------------------------------------
-# Thresholds
-# ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Thresholds:
-    """The positives' scores in one run of a part, each query's rising.
-
-    value: float64 (Q, P), +inf behind a query's last. order: int64 (p,), the places in `value` of
-    the part's positives in their order. margin: how near a float32 score is not trusted. low, high:
-    float32 (Q, P), value -+ margin. only_zero: bool (Q,), 0 is a threshold and no other is as near.
-    """
-
-    value: Tensor
-    order: np.ndarray
-    margin: float
-    low: Tensor
-    high: Tensor
-    only_zero: Tensor
-
-    @cached_property
-    def flat(self) -> Flat:
-        """Those there are, in order."""
-        cell = np.sort(self.order)
-        query = cell // self.value.shape[1]
-        ends = np.searchsorted(query, np.arange(1, len(self.value)))
-        low, high = (own.cpu().numpy().reshape(-1)[cell] for own in (self.low, self.high))
-        return Flat(cell, query, low, np.split(high, ends))
-
-
 def find_thresholds(part: Part, raw: Mapping[str, Tensor]) -> list[Thresholds]:
     """The thresholds of each run of a part. raw: the rows of its positives by kind, (p, D)."""
     import torch
 
     exact = pair_scores(part, part.query, raw, torch.float64)
     rough = pair_scores(part, part.query, raw, torch.float32)
-    return [_thresholds(part, *run) for run in zip(exact, rough, strict=True)]
-
-
-def _thresholds(part: Part, exact: Tensor, rough: Tensor) -> Thresholds:
-    import torch
-
-    count = np.bincount(part.query, minlength=len(part))
-    wide = max(1, int(count.max(initial=0)))
-    own = exact.cpu().numpy()
-    rising = np.lexsort((own, part.query))
-    column = np.arange(len(own)) - np.repeat(np.cumsum(count) - count, count)
-    value = np.full((len(part), wide), np.inf)
-    value[part.query, column] = own[rising]
-    order = np.empty(len(own), np.int64)
-    order[rising] = part.query * wide + column
-    error = float((exact - rough).abs().max()) if len(own) else 0.0
-    largest = max(1.0, float(np.abs(own).max(initial=0)))
-    margin = max(LEAST_MARGIN * largest, MARGIN_FACTOR * error)
-    near_zero = np.abs(value) <= 2 * margin
-    only_zero = (value == 0).any(1) & (near_zero == (value == 0)).all(1)
-    values, zero = (torch.from_numpy(array).to(exact.device) for array in (value, only_zero))
-    low, high = (values - margin).float(), (values + margin).float()
-    return Thresholds(values, order, margin, low, high, zero)
-
-
-@dataclass(frozen=True, eq=False)
-class Flat:
-    """The thresholds there are, one query's after another's, t of them.
-
-    cell, query: int64 (t,), their places in Thresholds.value, and of their queries. low: float32
-    (t,). high: of each query, float32.
-    """
-
-    cell: np.ndarray
-    query: np.ndarray
-    low: np.ndarray
-    high: Sequence[np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class Counter:
-    """What is counted against the thresholds of one run of a part, int64 (Q, P), on the device.
-
-    above, tied: rows that score higher than a threshold, and as high. zeros: (Q,), rows that score
-    0 where only_zero.
-    """
-
-    above: Tensor
-    tied: Tensor
-    zeros: Tensor
-
-    @classmethod
-    def of(cls, thresholds: Thresholds) -> Counter:
-        shape = thresholds.value.shape
-        return cls(*(thresholds.value.new_zeros(s).long() for s in (shape, shape, shape[:1])))
-
-    def totals(self, thresholds: Thresholds) -> tuple[np.ndarray, np.ndarray]:
-        """Rows above, and as high as, each positive in the part's order: int64 (p,) both."""
-        tied = self.tied + self.zeros[:, None] * (thresholds.value == 0)
-        return tuple(own.flatten().cpu().numpy()[thresholds.order] for own in (self.above, tied))
-
-
-@dataclass(frozen=True, eq=False)
-class Near:
-    """Rows whose float32 scores lie within the margin of thresholds: query, row, value (E,)."""
-
-    query: Tensor
-    row: Tensor
-    value: Tensor
-
-
-def count_scores(scores: Tensor, thresholds: Thresholds, counter: Counter) -> Near:
-    """Count rows by their float32 scores (Q, n), but where these are too near to a threshold.
-
-    Where few rows score as high as the lowest threshold of their query, these are compared with all
-    of its thresholds; else each query's scores are sorted.
-    """
-    in_play = scores >= thresholds.low[:, :1]
-    if _count(in_play) * thresholds.low.shape[1] * COMPARED_FOR_SORTED < scores.numel():
-        query, row = places(in_play)
-        value = scores[query, row]
-        above = value[:, None] > thresholds.high[query]
-        counter.above.index_add_(0, query, above.long())
-        near = ((value[:, None] >= thresholds.low[query]) & ~above).any(1)
-        query, row, value = query[near], row[near], value[near]
-    else:
-        query, row, value = _count_sorted(scores, thresholds, counter)
-    zero = (value == 0) & thresholds.only_zero[query]
-    counter.zeros.index_add_(0, query[zero], zero[zero].long())
-    return Near(query[~zero], row[~zero], value[~zero])
-
-
-def _count(mask: Tensor) -> int:
-    """How many are true; numpy is several times as fast as torch on a CPU, here and below."""
-    return np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else int(mask.sum())
-
-
-def places(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows and columns of those that are true, in order."""
-    import torch
-
-    if mask.device.type == "cpu":
-        flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
-        return flat // mask.shape[1], flat % mask.shape[1]
-    return mask.nonzero(as_tuple=True)
-
-
-def _count_sorted(
-    scores: Tensor, thresholds: Thresholds, counter: Counter
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Count by each query's sorted scores; query, row, and score of those near to a threshold."""
-    import torch
-
-    low, high = thresholds.low, thresholds.high
-    if scores.device.type == "cpu":
-        some = _count_sorted_numpy(scores.contiguous().numpy(), thresholds, counter)
-    else:
-        ordered = scores.sort(dim=1).values
-        not_above = torch.searchsorted(ordered, high, right=True)
-        counter.above.add_(scores.shape[1] - not_above)
-        some = (not_above > torch.searchsorted(ordered, low)).any(1).nonzero()[:, 0]
-    next_above = torch.searchsorted(high[some], scores[some]).clamp(max=high.shape[1] - 1)
-    near = low[some].gather(1, next_above) <= scores[some]
-    near &= scores[some] <= high[some].gather(1, next_above)
-    place, row = near.nonzero(as_tuple=True)
-    query = some[place]
-    return query, row, scores[query, row]
-
-
-def _count_sorted_numpy(scores: np.ndarray, thresholds: Thresholds, counter: Counter) -> Tensor:
-    """Count by sorted scores, and say which queries have scores near to a threshold.
-
-    numpy's sort is ten times as fast as torch's, and only the thresholds that there are are sought.
-    """
-    import torch
-
-    flat = thresholds.flat
-    ordered = np.sort(scores, axis=1)
-    pairs = zip(ordered, flat.high, strict=True)
-    not_above = np.concatenate([own.searchsorted(high, "right") for own, high in pairs])
-    counter.above.numpy().reshape(-1)[flat.cell] += scores.shape[1] - not_above
-    last = ordered[flat.query, np.maximum(not_above - 1, 0)]
-    near = (not_above > 0) & (last >= flat.low)
-    return torch.from_numpy(np.unique(flat.query[near]))
-
-
-def count_exact(exact: Tensor, near: Near, thresholds: Thresholds, counter: Counter) -> None:
-    """Count the rows near to thresholds by their float64 scores (E,), where they are near."""
-    value, rough, exact = thresholds.value[near.query], near.value[:, None], exact[:, None]
-    open_ones = (rough >= thresholds.low[near.query]) & (rough <= thresholds.high[near.query])
-    equal = open_ones & ((exact - value).abs() <= EQUAL * value.abs().clamp(min=1, max=1e300))
-    counter.above.index_add_(0, near.query, (open_ones & ~equal & (exact > value)).long())
-    counter.tied.index_add_(0, near.query, equal.long())
+    runs = zip(exact, rough, strict=True)
+    return [Thresholds.of(part.query, len(part), *run) for run in runs]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distractors.counting import places
 from distractors.passes import LEFT_OUT
 from distractors.pool import QUERIES_AT_ONCE, rows_at_once
+from distractors.thresholds import places
 from utils import UserError
 from utils_retrieval import Gallery, Rows, equal_rows
 
