@@ -11,8 +11,11 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 from extraction_world import draw_image
 from PIL import Image, ImageCms
+
+PILLOW = int(PIL.__version__.split(".")[0])
 
 RGB = np.asarray(draw_image(3, (48, 40)))
 GREY = np.asarray(draw_image(5, (48, 40)).convert("L"))
@@ -163,6 +166,8 @@ def tiff_cases() -> dict[str, tuple[bytes, np.ndarray]]:
         "TIFF floats": (tiff(holes, 32, kind=3), stretched((share * 900).astype(float))),
     }
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"):
+        if mode == "YCbCr" and PILLOW < 13:
+            continue  # it does not read those that it writes
         image, shown = in_mode(mode)
         cases[f"TIFF {mode}"] = save(image, "TIFF"), shown
     return cases
