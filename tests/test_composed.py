@@ -33,7 +33,7 @@ from utils_retrieval import Gallery, Queries, Rows
 
 ROOT = Path(__file__).parents[1]
 AGREEMENT = 1e-5  # of the largest number
-# The golden outputs are of Pillow 13, which shrinks the tall image, the second, by its height first;
+# The golden outputs are of Pillow 13, which shrinks the height of a tall image, the second, first;
 # those before it begin with the width.
 SAME = [0, 1, 2] if int(PIL.__version__.split(".")[0]) >= 13 else [0, 2]
 
