@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -41,12 +41,16 @@ class LiveRows(Rows):
     packed: PackedRows | None = None
 
     @classmethod
-    def of(cls, raw: Tensor, whole: bool = True) -> LiveRows:
-        """Measure the rows of raw, (N, D). whole: products are of all of them."""
+    def of(cls, raw: Tensor) -> LiveRows:
+        """Measure the rows of raw, (N, D)."""
         import torch
 
         length = torch.cat([rows.norm(dim=1) for _, rows in _parts(raw, slice(0, len(raw)))])
-        return cls(raw, length, PackedRows.of(raw, length) if whole else None)
+        return cls(raw, length)
+
+    def pack(self) -> LiveRows:
+        """With their copy, for products of all of them, where that can be: see PackedRows."""
+        return replace(self, packed=PackedRows.of(self.raw, self.length))
 
     @cached_property
     def mean(self) -> Tensor:
@@ -103,9 +107,9 @@ def open_rows(file: MappedRows | ArrayRows, device: torch.device, whole: bool = 
     from utils_evaluation import check_lengths
 
     raw = torch.from_numpy(file.read(slice(0, file.shape[0])))
-    rows = LiveRows.of(raw, whole) if device.type == "cpu" else Rows.of(raw.to(device))
+    rows = LiveRows.of(raw) if device.type == "cpu" else Rows.of(raw.to(device))
     check_lengths(rows.length, file.path)
-    return rows
+    return rows.pack() if whole and isinstance(rows, LiveRows) else rows
 
 
 def first_rows(images: Images) -> np.ndarray:

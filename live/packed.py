@@ -9,9 +9,11 @@ or 2^-36, at most.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from live.threads import share_out
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 ROWS_PACKED = 4096  # together
 DIMS_PACKED = 512  # FBGEMM's: a row is padded to a multiple of them
-SHARE_OF_MEMORY = 0.25  # of the machine's, that packed rows may take
+SHARE_OF_MEMORY = 0.25  # of what this process may have, that packed rows may take
 REST = 2.0**11  # what float16 leaves of a number is as many times smaller
 
 
@@ -47,11 +49,14 @@ class PackedRows:
         if not has_fbgemm() or len(raw) * padded * raw.itemsize > SHARE_OF_MEMORY * _memory():
             return None
         packs: list[Any] = [None] * -(-len(raw) // ROWS_PACKED)
+        ended = threading.Event()
 
         def pack(share: slice) -> None:
             room = torch.empty(2, ROWS_PACKED, raw.shape[1])  # once: new ones leave holes in memory
             half = torch.empty(ROWS_PACKED, raw.shape[1], dtype=torch.float16)
             for number, some in _steps(share):
+                if ended.is_set():
+                    return
                 count = some.stop - some.start
                 own, rest = room[:, :count]
                 if raw.dtype == torch.float16:
@@ -61,7 +66,10 @@ class PackedRows:
                     most = _pack(own.copy_(half[:count].copy_(rest)))
                     packs[number] = most, _pack(rest.sub_(own).mul_(REST))
 
-        share_out(pack, len(raw), ROWS_PACKED)
+        try:
+            share_out(pack, len(raw), ROWS_PACKED)
+        finally:
+            ended.set()  # Ctrl-C: the threads would work on, and be waited for
         return cls(packs, length)
 
     def product(self, vectors: Tensor) -> Tensor:
@@ -108,6 +116,33 @@ def _steps(share: slice) -> Iterator[tuple[int, slice]]:
         yield start // ROWS_PACKED, slice(start, min(start + ROWS_PACKED, share.stop))
 
 
-def _memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGESIZE") * os.sysconf("SC_PHYS_PAGES")
+def _memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may have: the machine's, or a container's limit.
+
+    root: below which the system tells of itself.
+    """
+    machine = os.sysconf("SC_PAGESIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_limits(root)])
+
+
+def _limits(root: Path) -> Iterator[int]:
+    """The limits of this process's control group and of those around it, of version 2 or 1."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        number, controllers, place = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            groups, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        elif number == "0":
+            groups, name = root / "sys/fs/cgroup", "memory.max"
+        else:
+            continue
+        group = Path(place.strip("/"))
+        for own in (group, *group.parents):  # a container may see its own as the topmost
+            if (limit := _read(groups / own / name).strip()).isdecimal():  # no limit: "max"
+                yield int(limit)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

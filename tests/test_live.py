@@ -6,6 +6,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +22,12 @@ from live import opening
 from live.answers import describe_ranked, numbers
 from live.choices import Choices
 from live.gallery import LiveGallery, LiveRows, find_again, find_best, first_rows
-from live.packed import has_fbgemm
+from live.packed import _memory, has_fbgemm
 from live.photos import name_of, read_stored, see
 from live.saved import command_of, save_query
 from live.searcher import Column
 from live.server import listen, serve
+from live.threads import at_once
 from methods import flags_of, list_methods
 from search import open_dataset, open_folder
 from utils import UserError, read_json, write_json
@@ -674,7 +677,8 @@ def test_rows_read_by_parts_give_what_a_gallery_gives(dtype, count, packed):
     draw = torch.Generator().manual_seed(2)
     raw = torch.randn(20_001, 16, generator=draw).to(dtype)
     vectors = torch.randn(count, 16, generator=draw)
-    parts, whole = LiveGallery({"image": LiveRows.of(raw, packed)}), Gallery.of(raw)
+    rows = LiveRows.of(raw).pack() if packed else LiveRows.of(raw)
+    parts, whole = LiveGallery({"image": rows}), Gallery.of(raw)
     assert (parts.kinds["image"].packed is not None) == (packed and has_fbgemm())
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -702,14 +706,70 @@ def test_packed_rows_are_no_less_exact_than_a_product_of_float32(dtype, size, mo
         pytest.skip("this PyTorch has no FBGEMM: rows are not packed")
     draw = torch.Generator().manual_seed(4)
     raw = torch.randn(5000, 512, generator=draw) * torch.logspace(-3, 0, 512)
-    raw = (raw * (size if dtype == torch.float32 else 1)).to(dtype)
+    raw = (raw * size).to(dtype)
     vectors = torch.randn(4, 512, generator=draw)
-    rows = LiveRows.of(raw)
+    rows = LiveRows.of(raw).pack()
     exact = vectors.double() @ (raw.double() / raw.double().norm(dim=1, keepdim=True)).T
     plain = (vectors @ raw.float().T / rows.length - exact).abs().mean()
     assert (rows.packed.product(vectors) - exact).abs().mean() < 3 * plain
     monkeypatch.setattr("live.packed._memory", lambda: 4 * raw.nbytes - 1)
-    assert LiveRows.of(raw).packed is None  # a copy would take too much
+    assert LiveRows.of(raw).pack().packed is None  # a copy would take too much
+
+
+LIMITS = {
+    "none": ("0::/", {}, None),
+    "v2": ("0::/", {"memory.max": "max\n"}, None),
+    "v2 of its own": ("0::/a/b", {"a/b/memory.max": "7000\n", "memory.max": "9000\n"}, 7000),
+    "v2 around it": ("0::/a/b", {"a/b/memory.max": "max\n", "a/memory.max": "800\n"}, 800),
+    "v1": ("9:cpu:/\n4:memory:/x\n0::/", {"memory/x/memory.limit_in_bytes": "600\n"}, 600),
+    "v1, its own on top": ("3:cpu,memory:/host/x", {"memory/memory.limit_in_bytes": "50\n"}, 50),
+    "v1, none": ("4:memory:/", {"memory/memory.limit_in_bytes": f"{2**63 - 4096}\n"}, None),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_memory_is_what_a_container_may_have(tmp_path, name):
+    said, files, expected = LIMITS[name]
+    for path, content in {
+        "proc/self/cgroup": said,
+        **{f"sys/fs/cgroup/{p}": c for p, c in files.items()},
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    machine = os.sysconf("SC_PAGESIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert _memory(tmp_path) == (expected or machine)
+
+
+def test_ctrl_c_ends_the_packing_soon(monkeypatch):
+    if not has_fbgemm():
+        pytest.skip("this PyTorch has no FBGEMM: rows are not packed")
+    packs, steps = [], 400
+
+    def pack(rows: torch.Tensor) -> None:
+        packs.append(len(rows))
+        if len(packs) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.005)
+
+    monkeypatch.setattr("live.packed._pack", pack)
+    monkeypatch.setattr("live.packed.ROWS_PACKED", 4)
+    raw = torch.ones(4 * steps, 8)
+    with pytest.raises(KeyboardInterrupt):
+        LiveRows.of(raw).pack()
+    everyone = threading.Barrier(os.cpu_count())
+    at_once(lambda _: everyone.wait(20), range(os.cpu_count()))  # no thread works on
+    assert len(packs) < steps
+
+
+def test_rows_that_cannot_be_searched_are_said_before_they_are_packed(world, monkeypatch):
+    add_dataset(world, "spoiled")
+    folder = world.where.features / backbone_folder(world.backbone) / "spoiled"
+    rows = np.load(folder / "database_image.npy")
+    rows[7] = 0
+    np.save(folder / "database_image.npy", rows)
+    monkeypatch.setattr("live.packed.PackedRows.of", None)
+    with pytest.raises(UserError, match=r"database_image\.npy: row 8 is zero or not finite"):
+        open_dataset("spoiled", world.backbone, where=world.where)
 
 
 @pytest.mark.parametrize("count", [30, 5000, 20_480])
