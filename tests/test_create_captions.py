@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import copytree, rmtree
 
@@ -323,6 +325,68 @@ def test_a_server_that_fails_is_asked_again(world, tmp_path, bad):
         entries = rewrite(world, tmp_path, server)
     assert all(entry["captions"] == ["at last"] for entry in entries)
     assert len(server.asked) == 2 * len(failed)
+
+
+ASKED = Question("a question", 9, ())
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    """The seconds that are waited for, in order; nobody waits."""
+    found = []
+    monkeypatch.setattr(Pace, "sleep", lambda pace, seconds: seconds > 0 and found.append(seconds))
+    return found
+
+
+def ask_failing(answer: dict, attempts: int, first_wait: float = 1.0) -> Pace:
+    """Ask a server that always fails so; its pace afterwards."""
+    with serving(lambda question, number: answer) as server:
+        chat = Chat("m", server.url, None, Pace(None), attempts=attempts, first_wait=first_wait)
+        with pytest.raises(UserError, match=f"fails after {attempts} attempts"):
+            chat.ask(ASKED)
+        assert len(server.asked) == attempts
+    return chat.pace
+
+
+def test_waits_double_up_to_a_minute(waits):
+    ask_failing(BAD["500"], 9, first_wait=0.75)
+    assert len(waits) == 8  # none behind the last attempt
+    for wait, longest in zip(waits, [0.75, 1.5, 3, 6, 12, 24, 48, 60], strict=True):
+        assert 0.5 * longest <= wait <= longest
+    assert len({wait / longest for wait, longest in zip(waits, [0.75, 1.5, 3], strict=False)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "low", "high"), [("7", 5, 7), ("2.5", 1, 2.5), ("99999", 58, 60), ("soon", 0.5, 1)]
+)
+def test_what_a_server_asks_for_is_waited_for(waits, asked, low, high):
+    """By everybody: whoever asks next waits too, and nobody longer than a minute."""
+    pace = ask_failing({**BAD["429"], "headers": {"Retry-After": asked}}, 2)
+    assert len(waits) == 1
+    assert low < waits[0] <= high
+    pace.wait()
+    assert len(waits) == (1 if asked == "soon" else 2)
+
+
+def test_who_waits_is_woken_where_all_is_stopped():
+    failing = {**BAD["429"], "headers": {"Retry-After": "60"}}
+    asked = threading.Event()
+
+    def answer(question: str, number: int) -> dict:
+        asked.set()
+        return failing
+
+    with (
+        serving(answer) as server,
+        Chat("m", server.url, None, Pace(None)) as chat,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        waiting = thread.submit(chat.ask, ASKED)
+        assert asked.wait(20)
+        chat.pace.stop()
+        with pytest.raises(UserError, match="stopped"):
+            waiting.result(20)
+    assert len(server.asked) == 1
 
 
 def test_a_dead_server_is_named_and_what_it_answered_is_kept(world, tmp_path):
