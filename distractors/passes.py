@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from distractors.pool import Chunk, Pool, Unit
+from distractors.pool import LARGER, Chunk, Pool, Unit
 from utils import UserError, atomic_path
 from utils_ranks import Group
 
@@ -108,7 +108,7 @@ def run_pass(
         lost = [name for name, own in known.items() if own is None or _is_refused(own, pool)]
         if lost:
             some = [works[names.index(name)] for name in lost]
-            at_once = min(own.rows_at_once for own in some)
+            at_once = LARGER[device.type] * min(own.rows_at_once for own in some)
             chunks = _until(interrupted, pool.chunks(unit, kinds, device, at_once))
             for name, found in zip(lost, _read(chunks, some, len(unit)), strict=True):
                 known[name] = found

@@ -37,6 +37,7 @@ ALIGNED = 256  # where there are as many, a multiple of it: products of others t
 QUERIES_AT_ONCE = 512  # of a part, where a method leaves it open
 SCORES_OF_A_PART = 1 << 20
 SCORES_HELD = 1 << 25
+LARGER = {"cpu": 1, "cuda": 16}  # by type of device, times as many rows: a GPU wants large steps
 BYTES_READ = {"cpu": 1 << 20, "cuda": 64 << 20}  # by type of device; twice that is held
 
 
