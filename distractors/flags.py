@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,11 @@ from utils_ranks import TIMEOUT
 
 if TYPE_CHECKING:
     from distractors.running import Added
+
+def numbers(text: str) -> list[int]:
+    """Integers of at least 0 with commas between them, for argparse."""
+    return [not_negative(number) for number in text.split(",")]
+
 
 FLAGS = {
     "distractors": {
@@ -24,9 +30,9 @@ FLAGS = {
     },
     "distractors_limit": {
         "nargs": "+",
-        "type": not_negative,
+        "type": numbers,
         "metavar": "N",
-        "help": "rank the first N of them; of several N, the curve (default: all)",
+        "help": "rank the first N of them; of several (N N or N,N), the curve (default: all)",
     },
     "neighbours_from": {
         "choices": ("gallery", "all"),
@@ -97,7 +103,7 @@ def asked_for(given: dict, one_number: bool) -> Asked | None:
     for name in REFUSED:
         if given[name]:
             raise UserError(f"--{name} with --distractors: {REFUSED[name]}")
-    limits = tuple(sorted(set(given["distractors_limit"] or ())))
+    limits = tuple(sorted(set(chain(*given["distractors_limit"] or ()))))
     if len(limits) > 1 and not one_number:
         raise UserError("--sweep and --ablation take one --distractors_limit: the curve is a run's")
     return Asked(

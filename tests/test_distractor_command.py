@@ -92,7 +92,7 @@ def test_the_curve(world, alone, tmp_path):
 
 
 def test_three_ranks_give_the_same_tables(world, alone, tmp_path):
-    command = among(world, tmp_path, *BASIC, "--distractors_limit", "0", "250", str(ROWS))
+    command = among(world, tmp_path, *BASIC, "--distractors_limit", f"0,250,{ROWS}")
     done = ended(start_ranks([RETRIEVAL, *command], 3))
     assert [status for status, _ in done] == [0] * 3, done
     assert results_of(tmp_path) == results_of(alone)
@@ -314,6 +314,8 @@ def test_products_in_half_precision(world, tmp_path, capsys):
             ["--distractors", "{pool}", "--distractors_limit", "1", "2", "--sweep", "a=1"],
             "take one --distractors_limit",
         ),
+        (["--distractors", "{pool}", "--distractors_limit", "1,-2"], "-2 is negative"),
+        (["--distractors", "{pool}", "--distractors_limit", "1,"], "invalid numbers value: '1,'"),
         (["--distractors", "{empty}"], "holds no .npy file"),
     ],
 )
