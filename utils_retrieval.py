@@ -213,7 +213,9 @@ def _ask(
     for key, one in asked.items():
         vectors = one.vectors()
         first, kind = gallery.distinct(vectors)
-        parts[key] = vectors[first], first, kind
+        is_slice = isinstance(first, slice)
+        own = vectors[first] if is_slice else vectors.index_select(0, first)  # several times faster
+        parts[key] = own, first, kind
         if kind is not None and len(first) <= min(FEW, len(kind) // FEW):
             few.add(key)
     fits = 4 * len(gallery) * sum(len(vectors) for vectors, _, _ in parts.values()) <= room

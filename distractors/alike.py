@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distractors.pool import Pool
+    from utils_retrieval import Rows
     from utils_storage import Features
 
 BASIS = 64  # numbers to which vectors are drawn together
@@ -162,10 +163,10 @@ class UnitAlike:
         self._count, self._image = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
         self._row, self._cosine = np.full(groups, NONE_FOUND), np.zeros(groups)
 
-    def add(self, number: Tensor, raw: Mapping[str, Tensor]) -> None:
-        """Look at some rows, (n, D) by kind. number: int64 (n,), their numbers in the pool."""
-        rows = raw["image"]
-        unit = rows / rows.norm(dim=1, keepdim=True)
+    def add(self, number: Tensor, kinds: Mapping[str, Rows]) -> None:
+        """Look at some rows, by kind. number: int64 (n,), their numbers in the pool."""
+        rows = kinds["image"].raw
+        unit = rows / kinds["image"].length[:, None]
         if self._alike.bound is not None:
             open_ones = self._alike.bound.highest(unit) >= self._alike.least - SLACK
             number, rows, unit = number[open_ones], rows[open_ones], unit[open_ones]

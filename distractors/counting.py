@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distractors.pool import rows_at_once
+from distractors.pool import Buffers, rows_at_once
 from distractors.precision import FULL, multiply, rounded
 from distractors.thresholds import Counter, Near, Thresholds, count_exact, count_scores
 from utils_retrieval import Gallery, Method, Queries, Rows, equal_rows
@@ -107,7 +107,7 @@ class Answering(Gallery):
         found = {}
         for (name, (vectors, _)), kind in zip(parts.items(), kinds, strict=True):
             own = next(self.found)
-            found[name] = own if len(own) == len(vectors) else own[kind]
+            found[name] = own if len(own) == len(vectors) else own.index_select(0, kind)
         return found
 
 
@@ -302,11 +302,10 @@ class UnitCounter:
         self._counting = counting
         self._counters = [[Counter.of(own) for own in some] for some in counting.thresholds]
         self._near: list[list[tuple[int, Near, dict[str, Tensor]]]] = [[] for _ in counting.parts]
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers = Buffers()
 
-    def add(self, number: Tensor, raw: Mapping[str, Tensor]) -> None:
-        """Count some rows, (n, D) by kind, whatever their numbers in the pool are."""
-        kinds = {name: Rows(values, values.norm(dim=1)) for name, values in raw.items()}
+    def add(self, number: Tensor, kinds: Mapping[str, Rows]) -> None:
+        """Count some rows, by kind, whatever their numbers in the pool are."""
         product = {name: self._product(name, rows) for name, rows in kinds.items()}
         compared = self._counting.compared
         parts = zip(self._counting.parts, compared.said, compared.asked, strict=True)
@@ -316,7 +315,7 @@ class UnitCounter:
             for run, scores in enumerate(part.scores(gallery)):
                 near = count_scores(scores, *self._of(number, run))
                 if len(near.query):
-                    own = {name: values[near.row] for name, values in raw.items()}
+                    own = {name: rows.raw[near.row] for name, rows in kinds.items()}
                     self._near[number].append((run, near, own))
             if sum(len(n.query) for _, n, _ in self._near[number]) > NEAR_OF_A_QUERY * len(part):
                 self._settle(number)
@@ -326,14 +325,14 @@ class UnitCounter:
 
     def _product(self, kind: str, rows: Rows) -> Tensor | None:
         """All vectors against some rows: (U, n), in a buffer that the next rows will reuse."""
-        vectors = self._counting.factors.get(kind)
+        import torch
+
+        vectors, device = self._counting.factors.get(kind), rows.raw.device
         if vectors is None:
             return None
-        unit = rows.raw / rows.length[:, None]
-        size = len(vectors) * len(unit)
-        if kind not in self._buffers or self._buffers[kind].numel() < size:
-            self._buffers[kind] = unit.new_empty(size)
-        out = self._buffers[kind][:size].view(len(vectors), -1)
+        unit = self._buffers.of("unit rows", rows.raw.shape, device)
+        torch.div(rows.raw, rows.length[:, None], out=unit)
+        out = self._buffers.of(kind, (len(vectors), len(unit)), device)
         return multiply(vectors, rounded(unit, self._counting.precision), out)
 
     def _settle(self, number: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from utils import UserError, read_json
 from utils_assets import StoredAsset, check_same_model
 from utils_copies import copied_ahead, shapes_of
 from utils_metrics import slices
+from utils_retrieval import Rows
 from utils_storage import MappedRows
 
 if TYPE_CHECKING:
@@ -73,16 +75,32 @@ class Unit:
         return self.stop - self.start
 
 
+class Buffers:
+    """Memory for float32 values that is used again and again: to touch new memory takes longer."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def of(self, name: str, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Where the name's values were, which are lost."""
+        import torch
+
+        size = prod(shape)
+        if name not in self._held or self._held[name].numel() < size:
+            self._held[name] = torch.empty(size, device=device)
+        return self._held[name][:size].view(*shape)
+
+
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Rows that are scored together, (n, D) float32 by kind, as they are stored, on the device.
+    """Rows that are scored together, by kind, on the device, until the next are asked for.
 
     number: the pool's numbers of the rows, increasing int64 (n,). bad: those of the rows among them
     that are left out, int64 (b,).
     """
 
     number: Tensor
-    raw: Mapping[str, Tensor]
+    kinds: Mapping[str, Rows]
     bad: np.ndarray
 
 
@@ -155,9 +173,10 @@ class Pool:
         import torch
 
         files = {kind: self.shards[unit.shard].files[kind] for kind in kinds}
+        buffers = Buffers()
         for rows, stored in _stretches(files, unit, device, at_once):
-            raw = {name: values.float() for name, values in stored.items()}
-            bad = {name: _bad_rows(values) for name, values in raw.items()}
+            every = {name: Rows.of(_as_float32(name, own, buffers)) for name, own in stored.items()}
+            bad = {name: _bad_rows(own.length) for name, own in every.items()}
             for name, lost in bad.items():
                 if len(lost) and not self.skips_bad:
                     raise UserError(_refusal(files[name].path, rows.start + int(lost[0])))
@@ -165,8 +184,8 @@ class Pool:
             lost = np.unique(np.concatenate([*bad.values()]))
             left = torch.from_numpy(np.delete(np.arange(len(number)), lost)).to(device)
             if len(lost):
-                raw = {name: values[left] for name, values in raw.items()}
-            yield Chunk(left + int(number[0]), raw, number[lost])
+                every = {n: Rows(own.raw[left], own.length[left]) for n, own in every.items()}
+            yield Chunk(left + int(number[0]), every, number[lost])
 
     def place(self, number: int) -> str:
         """What messages call a row: its number in its file, and this."""
@@ -213,9 +232,16 @@ def _stretches(
             yield rows, {kind: values[own] for kind, values in stored.items()}
 
 
-def _bad_rows(values: Tensor) -> np.ndarray:
+def _as_float32(name: str, values: Tensor, buffers: Buffers) -> Tensor:
+    import torch
+
+    if values.dtype == torch.float32:
+        return values
+    return buffers.of(name, values.shape, values.device).copy_(values)
+
+
+def _bad_rows(length: Tensor) -> np.ndarray:
     """The rows that have no direction: zero, infinite, NaN."""
-    length = values.norm(dim=1)
     return (~((length > 0) & length.isfinite())).nonzero()[:, 0].cpu().numpy()
 
 

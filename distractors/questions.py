@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distractors.passes import LEFT_OUT
-from distractors.pool import QUERIES_AT_ONCE, rows_at_once
+from distractors.pool import QUERIES_AT_ONCE, Buffers, rows_at_once
 from distractors.thresholds import places
 from utils import UserError
 from utils_retrieval import Gallery, Rows, equal_rows
@@ -260,26 +260,31 @@ class UnitAnswers:
     def __init__(self, asking: Asking):
         self._asking = asking
         self._sums: dict[str, Any] = {}
+        self._buffers = Buffers()
         self._best: tuple[Tensor, Tensor] | None = None
 
-    def add(self, number: Tensor, raw: Mapping[str, Tensor]) -> None:
-        """Take in some rows, (n, D) by kind. number: int64 (n,), their numbers in the pool."""
+    def add(self, number: Tensor, kinds: Mapping[str, Rows]) -> None:
+        """Take in some rows, by kind. number: int64 (n,), their numbers in the pool."""
         for kind, products in self._asking.sums.items():
-            unit = raw[kind].double()
+            unit = kinds[kind].raw.double()
             unit /= unit.norm(dim=1, keepdim=True)
             self._add(f"sum_{kind}", unit.sum(0))
             if products:
                 self._add(f"sum_products_{kind}", unit.T @ unit)
         if self._asking.vectors is not None:
-            self._find_nearest(number, raw["image"])
+            self._find_nearest(number, kinds["image"])
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name].add_(value) if name in self._sums else value
 
-    def _find_nearest(self, pool_number: Tensor, raw: Tensor) -> None:
+    def _find_nearest(self, pool_number: Tensor, rows: Rows) -> None:
         import torch
 
-        similarity = self._asking.vectors @ (raw / raw.norm(dim=1, keepdim=True)).T
+        vectors, device = self._asking.vectors, rows.raw.device
+        unit = self._buffers.of("unit rows", rows.raw.shape, device)
+        torch.div(rows.raw, rows.length[:, None], out=unit)
+        similarity = self._buffers.of("similarity", (len(vectors), len(unit)), device)
+        torch.mm(vectors, unit.T, out=similarity)
         k = self._asking.k
         if self._best is None:
             best = similarity.new_full((len(similarity), k), -torch.inf)

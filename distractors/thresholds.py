@@ -168,6 +168,8 @@ def count_scores(scores: Tensor, thresholds: Thresholds, counter: Counter) -> Ne
         query, row, value = map(torch.from_numpy, found)
     else:
         query, row, value = _count_on_gpu(scores, thresholds, counter)
+    if not len(query):
+        return Near(query, row, value)
     zero = (value == 0) & thresholds.only_zero[query]
     counter.zeros.index_add_(0, query[zero], zero[zero].long())
     return Near(query[~zero], row[~zero], value[~zero])
