@@ -200,16 +200,22 @@ def search_blocks(
     share = -(-threads // min(BLOCKS_AT_ONCE, sum(work) // max(work)))  # of a large block, more
     torch.set_num_threads(share)
 
-    def read(block: Block) -> list:
-        rows = {name: torch.from_numpy(file.read(block.rows)) for name, file in database.items()}
-        return search(block, rows)
+    def read(rows: slice | np.ndarray) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(file.read(rows)) for name, file in database.items()}
+
+    first = blocks[0].rows
+    same = all(isinstance(block.rows, slice) and block.rows == first for block in blocks)
+    shared = read(first) if same else None  # mapped pages count as often as they are mapped
+
+    def search_own(block: Block) -> list:
+        return search(block, shared or read(block.rows))
 
     try:
         if threads == share:
-            yield from map(read, blocks)
+            yield from map(search_own, blocks)
             return
         with _pool(threads // share, share) as pool:
-            yield from pool.map(read, blocks)
+            yield from pool.map(search_own, blocks)
     finally:
         torch.set_num_threads(threads)
 

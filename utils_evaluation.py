@@ -218,7 +218,9 @@ def _evaluate(
                 made = explain(part, some, gallery, own, found, main, sampled)
             return part, found, made
 
-        return search_parts(search_part, list(block.split(part_size(block, device))), device)
+        # What sees all queries makes each a vector of its own.
+        size = part_size(block, device, 1 if whole else block.per_image)
+        return search_parts(search_part, list(block.split(size)), device)
 
     def select(block: Block) -> Queries:
         """The queries of a block with their features."""

@@ -189,11 +189,14 @@ class Search:
         return found
 
 
-def part_size(block: Block, device: torch.device) -> int:
-    """How many queries of a block are compared by one product: of a CPU, parts for all threads."""
+def part_size(block: Block, device: torch.device, per_image: int) -> int:
+    """How many queries of a block are compared by one product: of a CPU, parts for all threads.
+
+    per_image: how many of them have a vector in common, on the average.
+    """
     import torch
 
-    size = max(IMAGES_COMPARED, PAIRS_COMPARED // len(block)) * block.per_image
+    size = max(IMAGES_COMPARED, PAIRS_COMPARED // len(block)) * per_image
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     if threads == 1:
         return size

@@ -77,7 +77,7 @@ class MappedRows:
         return self.dtype.itemsize * self.shape[1]
 
     def read(self, rows: slice | np.ndarray) -> np.ndarray:
-        """The rows of a slice, without a copy, or of an increasing index array, gathered.
+        """The rows of a slice, without a copy, or of an index array that never falls, gathered.
 
         Raises UserError if the file has been cut since its header was read.
         """

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from utils import UserError, atomic_path, locked, read_json, write_csv, write_json
-from utils_pickles import read_array
-from utils_storage import Features, features_folder, read_csv_columns
+from utils_storage import Features, MappedRows, features_folder, read_csv_columns
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 TEXTS = "texts"  # the folder's name, beside those of data sets
 BATCH = 256
+ROWS_READ = 4096  # of the features, together
 
 
 @dataclass(eq=False)
@@ -38,41 +38,53 @@ class TextStore:
     folder: Path
     features: Features
     load: Callable[[], Encoder]
-    _known: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    _row: dict[str, int] = field(default_factory=dict, repr=False)
+    _file: MappedRows | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def encode(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
         """Features (n, D) float32 on the device, of unit length, of n texts.
 
         What is not on disk is encoded, said on stderr, and written there. Raises UserError if the
-        backbone cannot be loaded, or is another than that of the features.
+        backbone cannot be loaded, or is another than that of the features, and for a row that is
+        zero, infinite or NaN.
         """
         import torch
 
-        from utils_evaluation import unit_features
+        from utils_evaluation import check_lengths
 
         with self._lock:
-            if not self._known:
-                self._known = self._read()
-            new = [text for text in dict.fromkeys(texts) if text not in self._known]
+            if not self._row:
+                self._row, self._file = self._read()
+            new = [text for text in dict.fromkeys(texts) if text not in self._row]
             if new:
                 self._add(new)
-            rows = np.stack([self._known[text] for text in texts])
-        return unit_features(rows, torch.device(device), f"{self.folder / 'texts.npy'}")
+            row, file = np.array([self._row[text] for text in texts]), self._file
+        found = torch.empty((len(row), self.features.dim), device=device)
+        for place in np.split(row.argsort(), range(ROWS_READ, len(row), ROWS_READ)):
+            raw = torch.from_numpy(file.read(row[place])).to(device).float()
+            length = raw.norm(dim=1)
+            check_lengths(length, file.path, row[place].__getitem__)
+            found[torch.from_numpy(place).to(device)] = raw / length[:, None]
+        return found
 
-    def _read(self) -> dict[str, np.ndarray]:
-        """What is on disk. Raises UserError if it is of another model, or damaged."""
+    def _read(self) -> tuple[dict[str, int], MappedRows | None]:
+        """The texts on disk with the rows of their features. Raises UserError if these are damaged.
+
+        Or of another model.
+        """
         if not (self.folder / "manifest.json").exists():
-            return {}
+            return {}, None
         self.check_model(read_json(self.folder / "manifest.json").get("model"), self.folder)
         table = read_csv_columns(self.folder / "texts.csv", ("text",))["text"]
-        values = read_array(self.folder / "texts.npy")
-        if len(values) != len(table) or values.shape[1] != self.features.dim:
+        row = {text: number for number, text in enumerate(table)}
+        file = MappedRows(self.folder / "texts.npy")
+        if file.shape != (len(row), self.features.dim):
             raise UserError(
                 f"{self.folder}: texts.csv and texts.npy do not fit; remove the folder, its texts "
                 "are encoded again"
             )
-        return dict(zip(table, values, strict=True))
+        return row, file
 
     def check_model(self, model: dict | None, place: object) -> None:
         """Raise UserError if a model is another than that of the features. place: where it is."""
@@ -93,18 +105,21 @@ class TextStore:
 
     def missing(self, texts: Sequence[str]) -> list[str]:
         """The distinct texts that are not kept, in their order."""
-        known = self._read()
+        known, _ = self._read()
         return [text for text in dict.fromkeys(texts) if text not in known]
 
     def keep(self, texts: Sequence[str], values: np.ndarray, model: dict) -> None:
         """Write texts with their features (n, D) beside those that are there by now."""
         with locked(self.folder):
-            self._known = {**self._read(), **dict(zip(texts, values, strict=True))}
+            known, file = self._read()
+            new = {text: row for row, text in enumerate(texts) if text not in known}
+            kept = [file.read(slice(0, len(known)))] if file else []
             (self.folder / "manifest.json").unlink(missing_ok=True)
-            write_csv(self.folder / "texts.csv", ["text"], ([text] for text in self._known))
-            with atomic_path(self.folder / "texts.npy") as part, open(part, "wb") as file:
-                np.save(file, np.stack(list(self._known.values())))
+            write_csv(self.folder / "texts.csv", ["text"], ([text] for text in (*known, *new)))
+            with atomic_path(self.folder / "texts.npy") as part, open(part, "wb") as target:
+                np.save(target, np.concatenate([*kept, values[list(new.values())]]))
             write_json(self.folder / "manifest.json", {"kind": TEXTS, "model": model})
+            self._row, self._file = self._read()
 
 
 def open_texts(features_dir: Path, features: Features, device: torch.device) -> TextStore:

@@ -11,17 +11,21 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import blake2b
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from utils import UserError
 from utils_inputs import AskedTexts
 from utils_retrieval import (
+    PAIRS_WORTH_SHARING,
     Asked,
     Assets,
     Gallery,
     Method,
     Needs,
     Queries,
+    Rows,
     equal_rows,
     flag,
     once_each,
@@ -32,7 +36,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAME_IMAGE = 0.98  # query images whose best similarities are all as high are in the gallery
-PAIRS_AT_ONCE = 1 << 24  # similarities of images to words that are held together
+PAIRS_AT_ONCE = 1 << 23  # similarities of images to words that are held together
+KEY_BYTES = 16  # of a digest, by which a vector's words are remembered
 
 
 @dataclass(frozen=True)
@@ -59,14 +64,14 @@ class Parameters:
 class State:
     """A setting with its words, W of them, and their features; once observed, the queries (Q, D).
 
-    distinct: float32 (V, D); of: int64 (W,), the row of distinct that is a word's feature, or None
+    distinct: V of them; of: int64 (W,), the row of distinct that is a word's feature, or None
     where all words differ. number: int64 (Q,), the rows of the queries in the task.
     """
 
     p: Parameters
     assets: Assets
     words: Sequence[str]
-    distinct: Tensor
+    distinct: Rows
     of: Tensor | None
     queries: Tensor | None = None
     number: np.ndarray | None = None
@@ -96,13 +101,15 @@ def prepare(points: Sequence[Parameters], assets: Assets) -> list[State]:
     ]
 
 
-def _distinct_words(corpus: str, assets: Assets) -> tuple[Tensor, Tensor | None]:
+def _distinct_words(corpus: str, assets: Assets) -> tuple[Rows, Tensor | None]:
     import torch
 
     _check_words(corpus, assets.prompts[corpus])
     features = assets.corpora[corpus]
     distinct, of = torch.unique(features, dim=0, return_inverse=True)
-    return (features, None) if len(distinct) == len(features) else (distinct, of)
+    if len(distinct) == len(features):
+        distinct, of = features, None
+    return Rows(distinct, distinct.new_ones(len(distinct))), of
 
 
 def _check_words(corpus: str, words: Sequence[str]) -> None:
@@ -140,6 +147,19 @@ def observe(states: Sequence[State], queries: Queries, gallery: Gallery) -> list
             f"--kappa {most}: a gallery has {len(gallery)} images only; give --kappa "
             f"{len(gallery)} or less"
         )
+    observed = []
+    for s, slots in zip(states, _find_words(states, images, gallery, most), strict=True):
+        chosen, weights = count_words(slots.flatten(1).cpu().numpy(), s.p.miu)
+        chosen, weights = (torch.from_numpy(part).to(images.device) for part in (chosen, weights))
+        fused = _fuse(s, chosen[image], weights[image], queries.words)
+        observed.append(replace(s, queries=fused, number=queries.number))
+    return observed
+
+
+def _find_words(
+    states: Sequence[State], images: Tensor, gallery: Gallery, most: int
+) -> list[Tensor]:
+    """Of each setting the words of the proxies of each image: int64 (U, proxies, n)."""
     proxies = find_proxies(images, gallery, most)
     vectors, place = _proxy_vectors(proxies, images, gallery)
     nearest = once_each(
@@ -147,14 +167,9 @@ def observe(states: Sequence[State], queries: Queries, gallery: Gallery) -> list
         lambda s: s.p.freedom_corpus,
         lambda s: _nearest_words(vectors, s, _most_words(states, s.p.freedom_corpus)),
     )
-    observed = []
-    for s, words in zip(states, nearest, strict=True):
-        slots = words[place[:, : s.p.proxies], : s.p.ni]
-        chosen, weights = count_words(slots.flatten(1).cpu().numpy(), s.p.miu)
-        chosen, weights = (torch.from_numpy(part).to(images.device) for part in (chosen, weights))
-        fused = _fuse(s, chosen[image], weights[image], queries.words)
-        observed.append(replace(s, queries=fused, number=queries.number))
-    return observed
+    return [
+        words[place[:, : s.p.proxies], : s.p.ni] for s, words in zip(states, nearest, strict=True)
+    ]
 
 
 def _most_words(states: Sequence[State], corpus: str) -> int:
@@ -189,15 +204,32 @@ def _proxy_vectors(proxies: Tensor, images: Tensor, gallery: Gallery) -> tuple[T
 
 
 def _nearest_words(vectors: Tensor, s: State, n: int) -> Tensor:
-    """The n words nearest to each vector, (V, D) -> int64 (V, n), best first; ties by word."""
+    """The n words nearest to each vector, (V, D) -> int64 (V, n), best first; ties by word.
+
+    Gallery rows are proxies of several source domains. Where it is worth it, those of a vector are
+    remembered. Vectors are then compared as many at a time as ever, so that no bit depends on which
+    of them came together.
+    """
+    import numpy as np
     import torch
 
-    found = []
-    for some in vectors.split(max(1, PAIRS_AT_ONCE // len(s.words))):
-        similarity = some @ s.distinct.T
-        similarity = similarity if s.of is None else similarity[:, s.of]
-        found.append(first_largest(similarity, n))
-    return torch.cat(found)
+    size = max(1, PAIRS_AT_ONCE // len(s.words))
+    if vectors.is_cuda or len(vectors) * len(s.words) < PAIRS_WORTH_SHARING:
+        return torch.cat([_compare_words(some, s, n) for some in vectors.split(size)])
+    known = s.assets.remember(("words", s.p.freedom_corpus, n), dict)
+    keys = [blake2b(row, digest_size=KEY_BYTES).digest() for row in vectors.numpy()]
+    # In an order of their own: what two threads look for at once is mostly not the same.
+    order = np.random.default_rng(len(keys)).permutation(len(keys)).tolist()
+    unknown = (row for row in order if keys[row] not in known)
+    while new := list(islice(unknown, size)):
+        found = _compare_words(vectors[np.resize(new, size)], s, n)
+        known.update(zip((keys[row] for row in new), found.numpy(), strict=False))
+    return torch.from_numpy(np.stack([known[key] for key in keys]))
+
+
+def _compare_words(vectors: Tensor, s: State, n: int) -> Tensor:
+    similarity = s.distinct.product(vectors)
+    return first_largest(similarity if s.of is None else similarity[:, s.of], n)
 
 
 def first_largest(values: Tensor, k: int) -> Tensor:
@@ -205,12 +237,11 @@ def first_largest(values: Tensor, k: int) -> Tensor:
 
     values: (Q, W). Returns int64 (Q, k).
     """
-    largest, columns = values.topk(k, dim=1)
-    columns = columns.sort(dim=1).values
+    largest, columns = values.topk(min(k + 1, values.shape[1]), dim=1)
+    columns = columns[:, :k].sort(dim=1).values
     order = values.gather(1, columns).sort(dim=1, descending=True, stable=True).indices
     columns = columns.gather(1, order)
-    least = largest[:, -1:]
-    open_rows = ((values == least).sum(1) > (largest == least).sum(1)).nonzero()[:, 0]
+    open_rows = (largest[:, k - 1 : -1] == largest[:, k:]).nonzero()[:, 0]
     if len(open_rows):
         order = values[open_rows].sort(dim=1, descending=True, stable=True).indices
         columns[open_rows] = order[:, :k]
