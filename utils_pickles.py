@@ -23,10 +23,17 @@ from utils import UserError, open_regular
 UNREADABLE = "make it readable, or extract the features again"
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
+def one_line(error: BaseException | str, limit: int = 200) -> str:
     """What an error says, on one line of at most `limit` characters, without memory addresses."""
     text = re.sub(" at 0x[0-9a-f]+", "", " ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def refusal_of(error: BaseException) -> str:
+    """Why torch.load refuses a file, on one line, without its advice to run what is in it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "weights_only" not in line and "torch.load" not in line]
+    return one_line(told[0] if told else error)
 
 
 # ---------------------------------------------------------------------------------------------

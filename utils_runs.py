@@ -136,9 +136,10 @@ def check_effects(given: Mapping[str, Any], runs: Sequence[Run], swept: Sequence
     for name in (*given, *swept):
         readers = [run for run in runs if name in flags_of(run.method)]
         if not readers:
-            methods = ", ".join(list_flags()[name].methods)
+            methods = list_flags()[name].methods
+            read = f"{', '.join(methods)} {'read' if len(methods) > 1 else 'reads'} it"
             raise UserError(
-                f"--{name} has no effect on --method {runs[0].method.name}: only {methods} read it"
+                f"--{name} has no effect on --method {runs[0].method.name}: only {read}"
             )
         flag = list_flags()[name].flag
         if given.get(name) is False or not flag.only_with:

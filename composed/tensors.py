@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import UserError
-from utils_pickles import one_line
+from utils_pickles import refusal_of
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def load_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
     except Exception as error:  # a hostile or cut file may raise anything
         raise UserError(
             f"{path} is refused: only tensors are read from checkpoints, and nothing in them is "
-            f"run ({one_line(error)})"
+            f"run ({refusal_of(error)})"
         ) from None
     if isinstance(content, Mapping) and key in content:
         content = content[key]

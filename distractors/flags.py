@@ -15,6 +15,7 @@ from utils_ranks import TIMEOUT
 if TYPE_CHECKING:
     from distractors.running import Added
 
+
 def numbers(text: str) -> list[int]:
     """Integers of at least 0 with commas between them, for argparse."""
     return [not_negative(number) for number in text.split(",")]

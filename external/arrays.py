@@ -16,7 +16,7 @@ from external.ids import (
     refuse_unknown,
 )
 from utils import UserError
-from utils_pickles import map_array, one_line, read_archive
+from utils_pickles import map_array, read_archive, refusal_of
 
 UNIT_TOLERANCE = 1e-3  # rows of lengths this near to 1 are of unit length
 
@@ -69,7 +69,7 @@ def _read_array(path: Path) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:  # each format's own; a pickle that would run code is one of them
-        raise UserError(f"{path} cannot be read ({one_line(error)})") from None
+        raise UserError(f"{path} cannot be read ({refusal_of(error)})") from None
     if array.dtype.kind != "f":
         raise UserError(f"{path}: numbers of type {array.dtype}, where floats are due")
     return np.asarray(array, np.float32)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from utils import UserError
 from utils_captions import STRIPPED, instructions
 from utils_inputs import Widths, Words
+from utils_pickles import refusal_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,10 +87,9 @@ def _load_checkpoint(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a hostile or cut file may raise anything
-        cause = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(
             f"--phi {path} is refused: only tensors are read from checkpoints, and nothing in them "
-            f"is run ({cause[:200]})"
+            f"is run ({refusal_of(error)})"
         ) from None
 
 

@@ -58,6 +58,7 @@ def compare_runs(
     means = compare_means(own_a.values, moved, averages, tags, outer, resamples, seed)
     queries = _pair_queries(own_a, moved[own_a.main], place)
     a, b = _run_names(run_a, run_b)
+    won, lost = _won_and_lost(queries)
     with whole_folder(folder) as building:
         write_numbers(building / "means", means)
         write_numbers(building / "queries", queries)
@@ -85,7 +86,10 @@ def compare_runs(
             equal=int((queries["difference"] == 0).sum()),
             headers=own_a.named_by,
             image=own_a.image,
-            sections=_won_and_lost(queries, a, b),
+            sections=[
+                {"id": "won", "title": f"Most won by B: {b}", "rows": won},
+                {"id": "lost", "title": f"Most won by A: {a}", "rows": lost},
+            ],
             rankings=PAGE if shown else None,
             pictures=[query["images"][0][2] for query in shown["queries"]] if shown else None,
             report_a=_find_report(run_a, folder),
@@ -176,12 +180,10 @@ def _run_names(run_a: Path, run_b: Path) -> tuple[str, str]:
     return a, b
 
 
-def _won_and_lost(queries: pandas.DataFrame, a: str, b: str) -> list[dict]:
+def _won_and_lost(queries: pandas.DataFrame) -> tuple[list[dict], list[dict]]:
+    """The queries that B wins and those that A wins, most first: the first LISTED of each."""
     won, lost = queries[queries["difference"] > 0], queries[queries["difference"] < 0][::-1]
-    return [
-        {"id": "won", "title": f"Most won by B: {b}", "rows": won[:LISTED].to_dict("records")},
-        {"id": "lost", "title": f"Most won by A: {a}", "rows": lost[:LISTED].to_dict("records")},
-    ]
+    return won[:LISTED].to_dict("records"), lost[:LISTED].to_dict("records")
 
 
 def _find_report(run: Path, folder: Path) -> str | None:
@@ -204,9 +206,9 @@ def _print_comparison(comparison: Comparison, own: QueryValues) -> None:
         intervals = "".join(f"   {_interval(*pair):>18}" for pair in ends[: 2 if outer else 1])
         numbers = f"{row.a:8.2f}{row.b:8.2f}{row.difference:+8.2f}"
         print(f"{row.mean:{width}}{numbers}{intervals}")
-    queries = comparison.queries.to_dict("records")
-    for title, rows in (("B wins most", queries), ("A wins most", queries[::-1])):
-        print(f"{title}:")
+    won, lost = _won_and_lost(comparison.queries)
+    for title, rows in (("B wins most", won), ("A wins most", lost)):
+        print(f"{title}:" if rows else f"{title}: no query")
         for row in rows[:PRINTED]:
             named = ", ".join(row[header] for header in own.others)
             text = f"{row[own.text]!r}, " if own.text else ""

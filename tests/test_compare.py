@@ -264,6 +264,15 @@ class TestCompareRuns:
         assert f"{expected['difference'][0]:+.2f}" in printed
         assert f"'text, {best}', {tags['instance'][best]} (query/{best}.jpg)" in printed
 
+    def test_only_what_is_won_is_listed_as_won(self, tmp_path, capsys):
+        a, _, tags = run_values(queries=8)
+        b = {**a, "AP": a["AP"] - np.eye(8)[:3].sum(0) * 0.25}
+        runs = [write_run(tmp_path / name, own, tags) for name, own in (("a", a), ("b", b))]
+        compare_runs(*runs, tmp_path / "compared", resamples=50)
+        won, lost = capsys.readouterr().out.split("B wins most")[1].split("A wins most:\n")
+        assert won == ": no query\n"
+        assert [line.split()[0] for line in lost.splitlines()] == ["-25.00"] * 3
+
     def test_a_task_without_groups_has_one_interval(self, tmp_path, capsys):
         a, b, tags = run_values()
         averages = (Average("R@5", "Hit@5"), Average("mAP", "AP"), Average("x", "AP"))

@@ -195,9 +195,9 @@ def test_equal_computations_have_equal_parameters():
     [
         (["--use_laion_mean"], "--use_laion_mean has no effect without --standardize_features"),
         (["--aa", "0.2"], "--aa has no effect without --project_features"),
-        (["--method", "sum", "--aa", "0.5"], "no effect on --method sum: only basic read it"),
+        (["--method", "sum", "--aa", "0.5"], "no effect on --method sum: only basic reads it"),
         (["--method", "image", "--contextualize"], "no effect on --method image"),
-        (["--fusion_weight", "0.2"], "no effect on --method basic: only sum read it"),
+        (["--fusion_weight", "0.2"], "no effect on --method basic: only sum reads it"),
         (["--path_to_synthetic_data", "x"], "no effect without --normalize_similarities"),
         (["--use_preset", "--aa", "1.5"], "--aa 1.5: it has to be between 0 and 1"),
         (["--use_preset", "--qe_k", "0"], "--qe_k 0: it has to be at least 1"),
