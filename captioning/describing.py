@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,10 @@ def describe_task(
     follows. Raises UserError if it was made in another way, and overwrite is not set.
     """
     path, manifest, progress = out / IMAGES, out / MANIFEST, out / PROGRESS
+    device = select_device(gpu)
+    load = cache(partial(load_captioner, settings.captioner, device, settings.precision))
     if overwrite:
+        load()  # before what is there is lost
         for file in (path, manifest, progress):
             file.unlink(missing_ok=True)
     if path.exists() or (progress.exists() and progress.stat().st_size):
@@ -66,20 +70,11 @@ def describe_task(
     batches = cut_batches(groups, settings.batch)
     kept = _read_finished(path)
     write_manifest(manifest, settings.identity, {"finished": False})
-    device = select_device(gpu)
     with (
         Journal(progress, ENTRY) as journal,
         tqdm(total=sum(map(len, batches)), desc="describing", unit="image", disable=None) as bar,
     ):
-        lines, skipped = describe(
-            batches,
-            read,
-            lambda: load_captioner(settings.captioner, device, settings.precision),
-            settings,
-            journal,
-            kept,
-            bar.update,
-        )
+        lines, skipped = describe(batches, read, load, settings, journal, kept, bar.update)
     named = {_picture_of(line) for line in lines}
     lines += [line for picture, line in kept.items() if picture not in named]
     write_lines(path, lines)

@@ -198,10 +198,10 @@ def rewrite_task(
     Chat.ask.
     """
     path, manifest, answers = out / REWRITTEN, out / MANIFEST, out / ANSWERS
+    subjects = read_subjects(task, out / IMAGES)
     if overwrite:
         for file in (path, manifest, answers):
             file.unlink(missing_ok=True)
-    subjects = read_subjects(task, out / IMAGES)
     identity = {
         "llm": chat.model,
         "style": style,

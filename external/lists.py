@@ -178,7 +178,8 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, str, float | None]]:
     header = [name.strip() for name in rows[0]] if rows else []
     if header[:2] != ["query_id", "gallery_id"] or header[2:] not in ([], ["score"]):
         raise UserError(
-            f"{path}: the header query_id,gallery_id or query_id,gallery_id,score lacks"
+            f"{path}: its first line is not the header query_id,gallery_id or "
+            "query_id,gallery_id,score"
         )
     for number, row in enumerate(rows[1:], 2):
         if row and len(row) != len(header):

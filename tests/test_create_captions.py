@@ -195,6 +195,22 @@ def test_an_image_that_cannot_be_read_stops_or_is_left_out(world, blip, tmp_path
     assert f"3 images described, 2 left out, the first {QUERY_IMAGES[2]}" in capsys.readouterr().out
 
 
+def test_what_is_there_is_kept_where_it_cannot_be_replaced(world, tmp_path):
+    """By a captioner that is none, by answers about images that nobody described."""
+    write_captions(tmp_path)
+    before = (tmp_path / "images.jsonl").read_bytes()
+    with pytest.raises(UserError, match="could not be loaded"):
+        describe(world, tmp_path, tmp_path / "absent", "--overwrite")
+    assert (tmp_path / "images.jsonl").read_bytes() == before
+    with serving(lambda question, number: reply("Edited Description: a")) as server:
+        entries = rewrite(world, tmp_path, server)
+        (tmp_path / "images.jsonl").unlink()
+        with pytest.raises(UserError, match="describe the images first"):
+            rewrite(world, tmp_path, server, "--overwrite")
+    assert read_lines(tmp_path / "rewritten.jsonl") == entries
+    assert (tmp_path / "answers.jsonl").stat().st_size
+
+
 def test_a_captioner_that_is_none_is_named(world, tmp_path):
     with pytest.raises(UserError, match=r"--captioner \S+ could not be loaded"):
         describe(world, tmp_path, tmp_path / "nothing")

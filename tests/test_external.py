@@ -325,7 +325,10 @@ MISTAKES = {
         "is no finite number",
     ),
     "no JSON": (text_file("a.json", '{"a": '), "is not valid JSON"),
-    "no header": (text_file("a.csv", "a,b\n1,2\n"), "the header query_id,gallery_id"),
+    "no header": (
+        text_file("a.csv", "a,b\n1,2\n"),
+        "its first line is not the header query_id,gallery_id or query_id,gallery_id,score",
+    ),
     "a short line": (text_file("a.trec", "q000000 Q0 d0000001 1\n"), "line 1: qid Q0 docid"),
     "rising scores": (
         text_file("a.trec", "q000000 Q0 d0000001 1 1 x\nq000000 Q0 d0000002 2 5 x\n"),
