@@ -113,16 +113,24 @@ class Answering(Gallery):
 
 @dataclass(frozen=True, eq=False)
 class Pairs(Gallery):
-    """A gallery in which every query has K rows of its own: raw (Q, K, D), length (Q, K)."""
+    """A gallery in which some queries have K rows of their own: raw (q, K, D), length (Q, K).
+
+    which: int64 (q,), which queries these are; others compare with nothing, and score so.
+    """
+
+    which: Tensor = None
 
     def distinct(self, vectors: Tensor) -> tuple[slice, None]:
         return slice(None), None
 
     def similarities(self, parts: Mapping, of: str = "image", few: Collection = ()) -> dict:
+        import torch
+
         rows, found = self.kinds[of], {}
         for name, (vectors, mean) in parts.items():
             vectors = vectors.to(rows.raw.dtype)
-            found[name] = (rows.raw * vectors[:, None]).sum(2) / rows.length
+            own = (rows.raw * vectors[self.which][:, None]).sum(2) / rows.length[self.which]
+            found[name] = torch.zeros_like(rows.length).index_copy_(0, self.which, own)
             if mean is not None:
                 found[name] -= (vectors @ mean.to(vectors.dtype))[:, None]
         return found
@@ -133,7 +141,8 @@ def pair_scores(
 ) -> Tensor:
     """The scores of single (query, row) pairs in every run: (R, E) of that type.
 
-    query: int64 (E,), places in the part. raw: the rows of the pairs by kind, (E, D).
+    query: int64 (E,), places in the part. raw: the rows of the pairs by kind, (E, D). Of queries
+    that have more rows than others, ever more are scored together, so that few places are empty.
     """
     import torch
 
@@ -144,19 +153,25 @@ def pair_scores(
     slot[order] = np.arange(len(query)) - np.repeat(np.cumsum(count) - count, count)
     found = torch.empty((len(part.points), len(query)), dtype=dtype, device=device)
     wide = max(values.shape[1] for values in raw.values())
-    at_once = max(1, NUMBERS_AT_ONCE // (len(part) * wide))
-    for first in range(0, int(count.max(initial=0)), at_once):
-        some = np.flatnonzero((slot >= first) & (slot < first + at_once))
-        cells = tuple(torch.from_numpy(i[some]).to(device) for i in (query, slot - first))
-        slots = min(at_once, int(slot.max()) + 1 - first)
-        place = torch.from_numpy(some).to(device)
+    first, most = 0, int(count.max(initial=0))
+    while first < most:
+        which = np.flatnonzero(count > first)
+        slots = max(1, min(first, most - first, NUMBERS_AT_ONCE // (len(which) * wide)))
+        some = np.flatnonzero((slot >= first) & (slot < first + slots))
+        line = np.searchsorted(which, query[some])
+        place, which, line, column, own_query = (
+            torch.from_numpy(index).to(device)
+            for index in (some, which, line, slot[some] - first, query[some])
+        )
         kinds = {}
         for name, values in raw.items():
-            own = torch.ones((len(part), slots, values.shape[1]), dtype=dtype, device=device)
-            own[cells] = values[place].to(dtype)
-            kinds[name] = Rows(own, own.norm(dim=2))
-        for run, scores in enumerate(part.scores(Pairs(kinds))):
-            found[run, place] = scores[cells]
+            own = torch.ones((len(which), slots, values.shape[1]), dtype=dtype, device=device)
+            own[line, column] = values[place].to(dtype)
+            length = torch.ones((len(part), slots), dtype=dtype, device=device)
+            kinds[name] = Rows(own, length.index_copy_(0, which, own.norm(dim=2)))
+        for run, scores in enumerate(part.scores(Pairs(kinds, which=which))):
+            found[run, place] = scores[own_query, column]
+        first += slots
     return found
 
 
