@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from distractors.pool import Pool
-    from utils_retrieval import Rows
+    from distractors.pool import Chunk, Pool
     from utils_storage import Features
 
 BASIS = 64  # numbers to which vectors are drawn together
@@ -163,10 +162,9 @@ class UnitAlike:
         self._count, self._image = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
         self._row, self._cosine = np.full(groups, NONE_FOUND), np.zeros(groups)
 
-    def add(self, number: Tensor, kinds: Mapping[str, Rows]) -> None:
-        """Look at some rows, by kind. number: int64 (n,), their numbers in the pool."""
-        rows = kinds["image"].raw
-        unit = rows / kinds["image"].length[:, None]
+    def add(self, chunk: Chunk) -> None:
+        """Look at some rows."""
+        number, rows, unit = chunk.number, chunk.raw["image"], chunk.unit["image"]
         if self._alike.bound is not None:
             open_ones = self._alike.bound.highest(unit) >= self._alike.least - SLACK
             number, rows, unit = number[open_ones], rows[open_ones], unit[open_ones]

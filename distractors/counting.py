@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from distractors.pool import Chunk
+
 NUMBERS_AT_ONCE = 1 << 22  # of the rows of pairs that are scored together in float64
 NEAR_OF_A_QUERY = 8  # rows near a threshold, on average, after which they are scored again
 
@@ -319,9 +321,10 @@ class UnitCounter:
         self._near: list[list[tuple[int, Near, dict[str, Tensor]]]] = [[] for _ in counting.parts]
         self._buffers = Buffers()
 
-    def add(self, number: Tensor, kinds: Mapping[str, Rows]) -> None:
-        """Count some rows, by kind, whatever their numbers in the pool are."""
-        product = {name: self._product(name, rows) for name, rows in kinds.items()}
+    def add(self, chunk: Chunk) -> None:
+        """Count some rows, whatever their numbers in the pool are."""
+        kinds = {name: Rows(raw, chunk.length[name]) for name, raw in chunk.raw.items()}
+        product = {name: self._product(name, unit) for name, unit in chunk.unit.items()}
         compared = self._counting.compared
         parts = zip(self._counting.parts, compared.said, compared.asked, strict=True)
         for number, (part, said, asked) in enumerate(parts):
@@ -330,7 +333,7 @@ class UnitCounter:
             for run, scores in enumerate(part.scores(gallery)):
                 near = count_scores(scores, *self._of(number, run))
                 if len(near.query):
-                    own = {name: rows.raw[near.row] for name, rows in kinds.items()}
+                    own = {name: raw[near.row] for name, raw in chunk.raw.items()}
                     self._near[number].append((run, near, own))
             if sum(len(n.query) for _, n, _ in self._near[number]) > NEAR_OF_A_QUERY * len(part):
                 self._settle(number)
@@ -338,16 +341,12 @@ class UnitCounter:
     def _of(self, number: int, run: int) -> tuple[Thresholds, Counter]:
         return self._counting.thresholds[number][run], self._counters[number][run]
 
-    def _product(self, kind: str, rows: Rows) -> Tensor | None:
-        """All vectors against some rows: (U, n), in a buffer that the next rows will reuse."""
-        import torch
-
-        vectors, device = self._counting.factors.get(kind), rows.raw.device
+    def _product(self, kind: str, unit: Tensor) -> Tensor | None:
+        """All vectors against unit rows: (U, n), in a buffer that the next rows will reuse."""
+        vectors = self._counting.factors.get(kind)
         if vectors is None:
             return None
-        unit = self._buffers.of("unit rows", rows.raw.shape, device)
-        torch.div(rows.raw, rows.length[:, None], out=unit)
-        out = self._buffers.of(kind, (len(vectors), len(unit)), device)
+        out = self._buffers.of(kind, (len(vectors), len(unit)), unit.device)
         return multiply(vectors, rounded(unit, self._counting.precision), out)
 
     def _settle(self, number: int) -> None:

@@ -22,9 +22,6 @@ from utils_ranks import Group
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
-
-    from utils_retrieval import Rows
 
 Found = Mapping[str, np.ndarray]
 
@@ -36,7 +33,7 @@ NONE_LEFT_OUT = np.array([0, np.iinfo(np.int64).max])
 class UnitWork(Protocol):
     """Takes in the rows of a unit, a few at a time, and says what it found."""
 
-    def add(self, number: Tensor, kinds: Mapping[str, Rows]) -> None: ...
+    def add(self, chunk: Chunk) -> None: ...
 
     def result(self) -> Found: ...
 
@@ -167,7 +164,7 @@ def _read(chunks: Iterable[Chunk], works: Sequence[Work], rows: int) -> list[Fou
         if len(chunk.bad):
             left_out.append(np.array([len(chunk.bad), chunk.bad[0]]))
         for counter in counters if len(chunk.number) else ():
-            counter.add(chunk.number, chunk.kinds)
+            counter.add(chunk)
     lost = {LEFT_OUT: _left_out(left_out)}
     is_empty = lost[LEFT_OUT][0] == rows
     return [lost if is_empty else {**counter.result(), **lost} for counter in counters]

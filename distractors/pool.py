@@ -22,7 +22,6 @@ from utils import UserError, read_json
 from utils_assets import StoredAsset, check_same_model
 from utils_copies import copied_ahead, shapes_of
 from utils_metrics import slices
-from utils_retrieval import Rows
 from utils_storage import MappedRows
 
 if TYPE_CHECKING:
@@ -95,12 +94,15 @@ class Buffers:
 class Chunk:
     """Rows that are scored together, by kind, on the device, until the next are asked for.
 
-    number: the pool's numbers of the rows, increasing int64 (n,). bad: those of the rows among them
-    that are left out, int64 (b,).
+    number: the pool's numbers of the rows, increasing int64 (n,). raw: as they are stored, (n, D).
+    length: |raw|, float32 (n,). unit: raw over length, float32 (n, D). bad: those of the rows among
+    them that are left out, int64 (b,).
     """
 
     number: Tensor
-    kinds: Mapping[str, Rows]
+    raw: Mapping[str, Tensor]
+    length: Mapping[str, Tensor]
+    unit: Mapping[str, Tensor]
     bad: np.ndarray
 
 
@@ -175,17 +177,21 @@ class Pool:
         files = {kind: self.shards[unit.shard].files[kind] for kind in kinds}
         buffers = Buffers()
         for rows, stored in _stretches(files, unit, device, at_once):
-            every = {name: Rows.of(_as_float32(name, own, buffers)) for name, own in stored.items()}
-            bad = {name: _bad_rows(own.length) for name, own in every.items()}
+            scaled = {n: buffers.of(n, own.shape, device).copy_(own) for n, own in stored.items()}
+            length = {name: own.norm(dim=1) for name, own in scaled.items()}
+            bad = {name: _bad_rows(own) for name, own in length.items()}
             for name, lost in bad.items():
                 if len(lost) and not self.skips_bad:
                     raise UserError(_refusal(files[name].path, rows.start + int(lost[0])))
             number = np.arange(rows.start, rows.stop) + unit.first - unit.start
             lost = np.unique(np.concatenate([*bad.values()]))
             left = torch.from_numpy(np.delete(np.arange(len(number)), lost)).to(device)
+            for name, own in scaled.items():
+                own.div_(length[name][:, None])
+            parts = (stored, length, scaled)
             if len(lost):
-                every = {n: Rows(own.raw[left], own.length[left]) for n, own in every.items()}
-            yield Chunk(left + int(number[0]), every, number[lost])
+                parts = ({name: own[left] for name, own in part.items()} for part in parts)
+            yield Chunk(left + int(number[0]), *parts, number[lost])
 
     def place(self, number: int) -> str:
         """What messages call a row: its number in its file, and this."""
@@ -230,14 +236,6 @@ def _stretches(
         for rows in slices(stretch.start, stretch.stop, at_once):
             own = slice(rows.start - stretch.start, rows.stop - stretch.start)
             yield rows, {kind: values[own] for kind, values in stored.items()}
-
-
-def _as_float32(name: str, values: Tensor, buffers: Buffers) -> Tensor:
-    import torch
-
-    if values.dtype == torch.float32:
-        return values
-    return buffers.of(name, values.shape, values.device).copy_(values)
 
 
 def _bad_rows(length: Tensor) -> np.ndarray:

@@ -24,7 +24,7 @@ from utils_retrieval import Gallery, Rows, equal_rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from distractors.pool import Pool
+    from distractors.pool import Chunk, Pool
 
 SPARE = 8  # neighbours kept beyond those asked for, of which float64 decides the last places
 UNIT_OF_SUMS = 2.0**-32  # of which sums over the pool are whole multiples: 2**31 rows have room
@@ -263,27 +263,25 @@ class UnitAnswers:
         self._buffers = Buffers()
         self._best: tuple[Tensor, Tensor] | None = None
 
-    def add(self, number: Tensor, kinds: Mapping[str, Rows]) -> None:
-        """Take in some rows, by kind. number: int64 (n,), their numbers in the pool."""
+    def add(self, chunk: Chunk) -> None:
+        """Take in some rows."""
         for kind, products in self._asking.sums.items():
-            unit = kinds[kind].raw.double()
+            unit = chunk.raw[kind].double()
             unit /= unit.norm(dim=1, keepdim=True)
             self._add(f"sum_{kind}", unit.sum(0))
             if products:
                 self._add(f"sum_products_{kind}", unit.T @ unit)
         if self._asking.vectors is not None:
-            self._find_nearest(number, kinds["image"])
+            self._find_nearest(chunk.number, chunk.unit["image"])
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name].add_(value) if name in self._sums else value
 
-    def _find_nearest(self, pool_number: Tensor, rows: Rows) -> None:
+    def _find_nearest(self, pool_number: Tensor, unit: Tensor) -> None:
         import torch
 
-        vectors, device = self._asking.vectors, rows.raw.device
-        unit = self._buffers.of("unit rows", rows.raw.shape, device)
-        torch.div(rows.raw, rows.length[:, None], out=unit)
-        similarity = self._buffers.of("similarity", (len(vectors), len(unit)), device)
+        vectors = self._asking.vectors
+        similarity = self._buffers.of("similarity", (len(vectors), len(unit)), unit.device)
         torch.mm(vectors, unit.T, out=similarity)
         k = self._asking.k
         if self._best is None:
