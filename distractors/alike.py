@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distractors.pool import MOST_ROWS, SCORES_HELD, SCORES_OF_A_PART
+from distractors.pool import MOST_ROWS, SCORES_HELD
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from distractors.pool import Chunk, Pool
     from utils_storage import Features
 
+PAIRS_AT_ONCE = 1 << 20  # of rows and images, that are compared together
 BASIS = 64  # numbers to which vectors are drawn together
 LEAST_WIDTH = 4 * BASIS  # of vectors for which that is worth it
 SLACK = 1e-4  # by which float32 bounds and cosines may be too low
@@ -91,7 +92,7 @@ class Bound:
 
         rows = _drawn_together(unit, self.basis)
         best = rows.new_full((len(rows),), -torch.inf)
-        size = max(1, SCORES_OF_A_PART // len(rows))
+        size = max(1, PAIRS_AT_ONCE // len(rows))
         scores = rows.new_empty(size * len(rows))  # memory that is touched already is faster
         for some in self.images.split(size):
             product = scores[: len(rows) * len(some)].view(len(rows), -1)
@@ -179,7 +180,7 @@ class UnitAlike:
             own = cosine[:, images]
             best = own.amax(1, keepdim=True)
             near = (best[:, 0] >= self._alike.least - SLACK).nonzero()[:, 0]
-            for some in near.split(max(1, SCORES_OF_A_PART // own.shape[1])):
+            for some in near.split(max(1, PAIRS_AT_ONCE // own.shape[1])):
                 may_be_best = own[some] >= best[some] - SLACK
                 exact, image = _best(rows[some], self._alike.images[images], may_be_best)
                 self._note(group, number[some], exact, image + images.start)
@@ -207,7 +208,7 @@ def _best(rows: Tensor, images: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
     """
     import torch
 
-    pairs = [some.T for some in asked.nonzero().split(max(1, SCORES_OF_A_PART // rows.shape[1]))]
+    pairs = [some.T for some in asked.nonzero().split(max(1, PAIRS_AT_ONCE // rows.shape[1]))]
     exact = rows.new_full(asked.shape, -torch.inf, dtype=torch.float64)
     exact[asked] = torch.cat([_cosine(rows[row], images[image]) for row, image in pairs])
     return exact.max(1)

@@ -89,7 +89,7 @@ def make_close(width: int, rows: int = 40, images: int = 30) -> tuple[np.ndarray
 @pytest.mark.parametrize("width", [40, 300])
 def test_the_best_image_in_float64_decides(tmp_path, monkeypatch, width):
     """Where others, that are not alike, are as good or better in float32."""
-    monkeypatch.setattr("distractors.alike.SCORES_OF_A_PART", 50 * width)
+    monkeypatch.setattr("distractors.alike.PAIRS_AT_ONCE", 50 * width)
     rows, images = make_close(width)
     cosine = unit(rows) @ unit(images).T
     assert ((cosine >= LEAST).sum(1) == 1).all()
