@@ -117,6 +117,7 @@ def describe_ranked(searcher: Searcher, ranked: Ranked) -> dict:
         "columns": columns,
         "scatter": _scatter(searcher, ranked),
         "approximate": _approximation(searcher, ranked),
+        "remark": ranked.remark,
         "caution": ranked.run.method.caution(ranked.run.parameters) if ranked.run else "",
         "seconds": {name: round(s, 4) for name, s in ranked.seconds.items()},
         "version": searcher.version,

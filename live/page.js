@@ -289,7 +289,7 @@ function showAnswer(found) {
   place.replaceChildren(...names.map((name) => makeColumn(name, name === chosen, spans)));
   byId("tabs").replaceChildren(...names.map((name) => makeTab(name, name === chosen)));
   for (const id of ["tabs", "key"]) byId(id).hidden = names.length < 2;
-  const cautions = [found.approximate, found.caution].filter(Boolean);
+  const cautions = [found.remark, found.approximate, found.caution].filter(Boolean);
   byId("caution").textContent = cautions.join("; ");
   byId("caution").hidden = !cautions.length;
   byId("export").hidden = false;

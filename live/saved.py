@@ -54,12 +54,21 @@ def save_query(searcher: Searcher, run: Run, image: Shown, text: str) -> str:
         _write_arrays(staging, searcher, names, image, text)
         for own, file in features.database_files.items():
             _link(file, staging / f"database_{own}.npy")
-        manifest = {"model": {}, **(features.manifest or {})}
+        manifest = {"model": {}, **(features.manifest or {}), **_own_remarks(searcher, image, text)}
         counts = {"query": 1, "database": len(searcher)}
         manifest |= {"kind": "dataset", "name": name, "counts": counts, "skipped": []}
         write_json(staging / "manifest.json", manifest)
         _name_inputs(staging, searcher, names)
     return name
+
+
+def _own_remarks(searcher: Searcher, image: Shown, text: str) -> dict:
+    """What a manifest remarks of queries: of this one, not of the data set's."""
+    texts = {}
+    if length := searcher.cut_at(image, text):
+        cut = {"count": 1, "first": text, "row": 1, "all": [text]}
+        texts = {"query": {"context_length": length, "count": 1, "cut": cut}}
+    return {"texts": texts, "repeated": None, "own_images": None}
 
 
 def _write_arrays(

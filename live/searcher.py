@@ -30,7 +30,7 @@ from utils import UserError, say
 from utils_assets import load_assets
 from utils_backbones import Places
 from utils_evaluation import unit_features, unit_queries
-from utils_protocol import query_image_rows
+from utils_protocol import TEXT_REMARKS, query_image_rows
 from utils_retrieval import Assets, Queries, name_of_texts
 from utils_runs import Run
 from utils_signs import doing
@@ -110,14 +110,16 @@ class Ranked:
 
     columns: name -> Column: "composed", "image", "text", as far as the query has them. image, text:
     the similarities (N,) that the method fuses, or the plain ones where it does not. run: what was
-    asked; None without a composed column. level: the fusion over image and text similarity, (scores
-    (GRID, GRID), image axis, text axis), or None where it is no function of the two.
+    asked; None without a composed column. remark: what is to be said of the query, or "". level:
+    the fusion over image and text similarity, (scores (GRID, GRID), image axis, text axis), or None
+    where it is no function of the two.
     """
 
     columns: Mapping[str, Column]
     image: torch.Tensor | None
     text: torch.Tensor | None
     run: Run | None = None
+    remark: str = ""
     level: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -369,6 +371,18 @@ class Searcher:
             return self._own(name, image.query)
         return self.text_vector(text, contextualize)
 
+    def cut_at(self, image: Shown | None, text: str) -> int:
+        """How many tokens the backbone reads of a query's text, 0 where that is all of it."""
+        if self.is_own(image, text) and self.features.has_query("text"):
+            texts = ((self.features.manifest or {}).get("texts") or {}).get("query") or {}
+            is_cut = text in (texts.get("cut") or {}).get("all", ())
+            return texts["context_length"] if is_cut else 0
+
+        def find() -> int:
+            return self.encoder.context_length if self.encoder.find_cut_texts([text]) else 0
+
+        return self._texts.get_or((text, "cut", None), find)
+
     def own_input(self, name: str, image: Shown, text: str) -> np.ndarray:
         """A further input of one of the data set's own queries, (D,).
 
@@ -440,9 +454,14 @@ class Searcher:
             heard["image"][0] if image else None,
             heard["text"][0] if text else None,
             run if composed is not None else None,
+            self._remark(image, text),
             level,
             clock.seconds,
         )
+
+    def _remark(self, image: Shown | None, text: str) -> str:
+        length = self.cut_at(image, text) if text else 0
+        return f"the text is {TEXT_REMARKS['cut'].format(context_length=length)}" if length else ""
 
     def _gallery_of(self, vectors: Sequence[torch.Tensor]) -> LiveGallery:
         """What is ranked for some vectors: all rows, or their candidates."""

@@ -33,6 +33,7 @@ from search import open_dataset, open_folder
 from utils import UserError, read_json, write_json
 from utils_backbones import backbone_folder
 from utils_features import Encoder
+from utils_protocol import describe_texts
 from utils_retrieval import Gallery
 from utils_task import Images
 
@@ -479,6 +480,38 @@ def test_the_command_of_a_live_query_ranks_the_same(photos, tmp_path, method):
     expected = run_command_of(photos, ranked.run, name, image, leave_out, tmp_path)
     same_ranking(photos, ranked.columns["composed"], expected)
     assert image.path not in expected[0]
+
+
+def test_of_a_text_that_is_cut_it_is_said(photos):
+    image, long = photos.find("g4"), "at night " * 40
+    assert photos.rank(image, "at night", "sum", {}, 5).remark == ""
+    ranked = photos.rank(image, long, "sum", {}, 5)
+    said = f"longer than the backbone's {photos.encoder.context_length} tokens: what is behind"
+    assert said in describe_ranked(photos, ranked)["remark"]
+    assert said in photos.rank(None, long, "sum", {}, 5).remark
+    folder = photos.features.folder.parent / save_query(photos, ranked.run, image, long)
+    [line] = describe_texts(read_json(folder / "manifest.json"))
+    assert f"1 of 1 distinct query texts are {said}" in line
+    folder = photos.features.folder.parent / save_query(photos, ranked.run, image, "at night")
+    assert describe_texts(read_json(folder / "manifest.json")) == []
+
+
+def test_what_is_said_of_a_data_sets_texts_is_not_said_of_another_query(world):
+    add_dataset(world, "cut")
+    path = world.where.features / backbone_folder(world.backbone) / "cut" / "manifest.json"
+    own = "in a place like 1"
+    cut = {"count": 1, "first": own, "row": 2, "all": [own]}
+    texts = {"query": {"context_length": 9, "count": 3, "cut": cut}}
+    write_json(path, {**read_json(path), "texts": texts})
+    found = open_dataset("cut", world.backbone, where=world.where)
+    lines = []
+    for number, text in enumerate(found.features.task.queries.text[:2]):
+        image = found.find(f"q{number}")
+        ranked = found.rank(image, text, "sum", {}, 5)
+        assert bool(ranked.remark) == (number == 1)
+        name = save_query(found, ranked.run, image, text)
+        lines.append(describe_texts(read_json(path.parents[1] / name / "manifest.json")))
+    assert [len(own) for own in lines] == [0, 1]
 
 
 def run_command_of(searcher, run_asked, name: str, image, leave_out: bool, results: Path):
