@@ -72,9 +72,16 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("remembered", [False, True])
 @pytest.mark.parametrize("in_gallery", ["none", "all", "all but one"])
-def test_freedom_is_the_paper_s(in_gallery):
-    """Every setting in one call, as a sweep makes it, each query image asked with two texts."""
+def test_freedom_is_the_paper_s(in_gallery, remembered, monkeypatch):
+    """Every setting in one call, as a sweep makes it, each query image asked with two texts.
+
+    remembered: the words of each proxy, as where there are many; then they are compared once.
+    """
+    if remembered:
+        monkeypatch.setattr(freedom, "PAIRS_WORTH_SHARING", 0)
+        monkeypatch.setattr(freedom, "PAIRS_AT_ONCE", 7 * 40)
     gallery, words = random_rows(1, 60, 16), random_rows(2, 40, 16)
     gallery[7] = gallery[3]
     images = gallery[[3, 11, 30, 59]] if in_gallery != "none" else random_rows(3, 4, 16)
@@ -86,6 +93,9 @@ def test_freedom_is_the_paper_s(in_gallery):
     queries = Queries({"image": images}, np.arange(8), texts)
     space = Gallery.of(gallery)
     states = freedom.observe(freedom.prepare(SETTINGS, assets), queries, space)
+    if remembered:
+        monkeypatch.setattr(freedom, "_compare_words", None)
+        states = freedom.observe(freedom.prepare(SETTINGS, assets), queries, space)
     arrays = [array.double().numpy() for array in (images, gallery, words)]
     for p, scores in zip(SETTINGS, freedom.scores(states, queries, space), strict=True):
         expected = naive_freedom(arrays[0], texts, arrays[1], arrays[2], names, p)
