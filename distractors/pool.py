@@ -262,13 +262,12 @@ def open_pool(paths: Sequence[Path]) -> Pool:
     """
     shards = [shard for path in paths for shard in _find_shards(path)]
     first = shards[0].files["image"]
-    for shard in shards:
-        for file in shard.files.values():
-            if file.shape[1] != first.shape[1]:
-                raise UserError(
-                    f"{file.path} has rows of {file.shape[1]} numbers, but {first.path} of "
-                    f"{first.shape[1]}: leave one of them out of --distractors"
-                )
+    for file in (shard.files["image"] for shard in shards):
+        if file.shape[1] != first.shape[1]:
+            raise UserError(
+                f"{file.path} has rows of {file.shape[1]} numbers, but {first.path} of "
+                f"{first.shape[1]}: leave one of them out of --distractors"
+            )
     names = dict.fromkeys(_name_of(path) for path in paths)
     rows = sum(map(len, shards))
     if not rows:
@@ -327,7 +326,8 @@ def check_pool(pool: Pool, features: Features, kinds: Sequence[str]) -> list[str
             )
         manifest = shard.path.parent / "manifest.json"
         known = read_json(manifest) if manifest.is_file() else None
-        check_same_model(features, [StoredAsset(dict(shard.files), shard.path, known)])
+        read = {kind: shard.files[kind] for kind in kinds}
+        check_same_model(features, [StoredAsset(read, shard.path, known)])
         if known is None:
             unknown.append(shard.path)
     if not unknown:

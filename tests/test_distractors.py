@@ -23,7 +23,7 @@ import utils_retrieval
 from benchmarks.icir import task_of_labels
 from distractors.among import Distractors, Overheard, evaluate_among
 from distractors.passes import Kept, run_pass
-from distractors.pool import open_pool
+from distractors.pool import check_pool, open_pool
 from distractors.precision import describe_effect
 from methods import list_methods
 from utils import UserError
@@ -364,3 +364,13 @@ def test_units_end_at_files_and_at_the_points_of_a_curve(tmp_path, monkeypatch):
     smaller = [cut.identity(unit) for unit in cut.first(110).units()]
     assert smaller == [cut.identity(unit) for unit in cut.units()][:5]
     assert cut.first(0).units() == []
+
+
+def test_features_that_no_method_reads_may_have_another_width(tmp_path):
+    features = load_features(GOLDEN["clip"] / "features", "clip", "icir")
+    for kind, width in (("image", features.dim), ("tokens", 2 * features.dim)):
+        np.save(tmp_path / f"database_{kind}.npy", random_rows(0, 3, width))
+    pool = open_pool([tmp_path])
+    assert len(check_pool(pool, features, ["image"])) == 1, "nothing says by which model"
+    with pytest.raises(UserError, match="dimensions but"):
+        check_pool(pool, features, ["image", "tokens"])
