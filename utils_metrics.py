@@ -56,11 +56,13 @@ def positive_ranks(
     """
     queries = len(scores[0]) if kind is None else len(kind)
     few = len(query) <= FEW_POSITIVES * queries and len(scores) > 1
-    if query.device.type == "cpu" and not few:  # see tests/speed/bench_ranks.py
+    on_gpu = query.device.type != "cpu"
+    if not on_gpu and not few:  # see tests/speed/bench_ranks.py
         return ranks_by_sorting(scores, query, position, ties, kind)
     if kind is not None:
         scores = [own.index_select(0, kind) for own in scores]
-    return ranks_by_comparing(scores, query, position, ties)
+    ranks = ranks_by_searching if on_gpu else ranks_by_comparing
+    return ranks(scores, query, position, ties)
 
 
 def ranks_by_sorting(
@@ -180,13 +182,44 @@ def _order(values: np.ndarray) -> np.ndarray:
 def ranks_by_comparing(
     scores: Sequence[torch.Tensor], query: torch.Tensor, position: torch.Tensor, ties: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What positive_ranks returns, by comparing every positive with every column; for a GPU."""
+    """What positive_ranks returns, by comparing every positive with every column; for few."""
+    value = _values(scores, query, position)
+    return _decide_ties(scores, query, position, ties, value, *_compare(scores, query, value))
+
+
+def ranks_by_searching(
+    scores: Sequence[torch.Tensor], query: torch.Tensor, position: torch.Tensor, ties: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What positive_ranks returns, by seeking every score among its query's positives; for a GPU.
+
+    N log n steps for n positives, all queries' at once.
+    """
+    value = _values(scores, query, position)
+    return _decide_ties(scores, query, position, ties, value, *_search(scores, query, value))
+
+
+def _values(
+    scores: Sequence[torch.Tensor], query: torch.Tensor, position: torch.Tensor
+) -> torch.Tensor:
+    """The positives' scores (R, P)."""
     import torch
 
-    columns = scores[0].shape[1]
-    cells = query * columns + position
-    value = torch.stack([own.flatten().index_select(0, cells) for own in scores])
-    higher, equal = _count_higher(scores, query, value)
+    cells = query * scores[0].shape[1] + position
+    return torch.stack([own.flatten().index_select(0, cells) for own in scores])
+
+
+def _decide_ties(
+    scores: Sequence[torch.Tensor],
+    query: torch.Tensor,
+    position: torch.Tensor,
+    ties: str,
+    value: torch.Tensor,
+    higher: torch.Tensor,
+    equal: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ranks and tied (R, P) of how many columns score higher, and how many others the same."""
+    import torch
+
     tied = torch.zeros_like(equal, dtype=torch.bool)
     run, which = equal.nonzero(as_tuple=True)
     if not len(run):
@@ -199,6 +232,7 @@ def ranks_by_comparing(
     elif ties == "worst":
         higher[run, which] += others - twin + twin_earlier
     else:
+        columns = scores[0].shape[1]
         column = torch.arange(columns, device=query.device)
         step = max(1, PAIRS_AT_ONCE[query.device.type] // columns)
         for number, own in enumerate(scores):
@@ -208,7 +242,34 @@ def ranks_by_comparing(
     return higher, tied
 
 
-def _count_higher(
+def _search(
+    scores: Sequence[torch.Tensor], query: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What _compare returns: each query's positives are sorted, each score is placed among them."""
+    import torch
+
+    queries, columns = scores[0].shape
+    count = torch.bincount(query, minlength=queries)
+    place = torch.arange(len(query), device=query.device) - (count.cumsum(0) - count)[query]
+    wide = max(1, int(count.max())) if queries else 1
+    step = max(1, PAIRS_AT_ONCE[query.device.type] // max(columns, wide))
+    above, not_below = (torch.empty_like(value, dtype=torch.int64) for _ in range(2))
+    for own, values, *found in zip(scores, value, above, not_below, strict=True):
+        rising = values.new_full((queries, wide), float("inf"))
+        rising[query, place] = values
+        rising, order = rising.sort(dim=1)
+        for right, counted in zip((False, True), found, strict=True):
+            whole = torch.empty_like(order)
+            for some in slices(0, queries, step):
+                passed = torch.searchsorted(rising[some], own[some].contiguous(), right=right)
+                times = passed.new_zeros((len(passed), wide + 1))
+                times.scatter_add_(1, passed, torch.ones_like(passed))
+                whole[some] = times.flip(1).cumsum(1).flip(1)[:, 1:]
+            counted.copy_(torch.empty_like(order).scatter_(1, order, whole)[query, place])
+    return above, not_below - above - 1
+
+
+def _compare(
     scores: Sequence[torch.Tensor], query: torch.Tensor, value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How many columns score higher than each positive, and how many others the same.

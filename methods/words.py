@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from utils import UserError
 from utils_captions import STRIPPED, instructions
 from utils_inputs import Widths, Words
-from utils_pickles import refusal_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +76,8 @@ def _load_checkpoint(path: Path) -> Any:
     import zipfile
 
     import torch
+
+    from utils_pickles import refusal_of
 
     if not path.is_file():
         raise UserError(f"--phi {path} does not exist")

@@ -19,6 +19,7 @@ from utils_metrics import (
     parse_measure,
     positive_ranks,
     ranks_by_comparing,
+    ranks_by_searching,
     ranks_by_sorting,
     reduce,
 )
@@ -55,7 +56,7 @@ def ranks_of(find, scores, positive, ties, device="cpu"):
     return query, ranks[0].cpu().numpy(), tied[0].cpu().numpy()
 
 
-@pytest.fixture(params=[ranks_by_sorting, ranks_by_comparing, positive_ranks])
+@pytest.fixture(params=[ranks_by_sorting, ranks_by_comparing, ranks_by_searching, positive_ranks])
 def find(request):
     return request.param
 
