@@ -3,7 +3,7 @@
 A query's distinct thresholds lie in rising order. On a CPU a score is placed among them by one
 search over the thresholds of all queries at once, and counts for the highest it is above alone, or,
 where many rows score as high as the lowest one, each query's scores are sorted and its thresholds
-are sought in them. On a GPU all are compared.
+are sought in them. On a GPU every score is sought among its query's thresholds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ MARGIN_FACTOR = 32  # times the largest float32 error that the positives' scores
 EQUAL = 1e-12  # float64 scores that differ less are of equal rows
 ROWS_SAMPLED = 97  # one of so many is looked at to know how many are in play
 SHARE_TO_SORT = 0.07  # of a query's rows in play, from which they are sorted
-COMPARED_FOR_SORTED = 4  # on a GPU a score is sorted in the time of so many comparisons
 NEAR_AT_ONCE = 1 << 20  # scores that are compared with thresholds near to them
 
 
@@ -267,32 +266,15 @@ def _cells_near(scores: np.ndarray, near: np.ndarray, flat: Flat) -> Cells:
 def _count_on_gpu(
     scores: Tensor, thresholds: Thresholds, counter: Counter
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By comparing with all thresholds where few rows are in play, else by sorted scores."""
-    in_play = scores >= thresholds.low[:, :1]
-    wide = thresholds.low.shape[1]
-    if int(in_play.sum()) * wide * COMPARED_FOR_SORTED >= scores.numel():
-        return _count_sorted_on_gpu(scores, thresholds, counter)
-    query, row = places(in_play)
-    value = scores[query, row]
-    above = value[:, None] > thresholds.high[query]
-    counter.above.index_add_(0, query, above.long())
-    near = ((value[:, None] >= thresholds.low[query]) & ~above).any(1)
-    return query[near], row[near], value[near]
-
-
-def _count_sorted_on_gpu(
-    scores: Tensor, thresholds: Thresholds, counter: Counter
-) -> tuple[Tensor, Tensor, Tensor]:
+    """By the place of every score among its query's thresholds."""
     import torch
 
     low, high = thresholds.low, thresholds.high
-    ordered = scores.sort(dim=1).values
-    not_above = torch.searchsorted(ordered, high, right=True)
-    counter.above.add_(scores.shape[1] - not_above)
-    some = (not_above > torch.searchsorted(ordered, low)).any(1).nonzero()[:, 0]
-    next_above = torch.searchsorted(high[some], scores[some]).clamp(max=high.shape[1] - 1)
-    near = low[some].gather(1, next_above) <= scores[some]
-    near &= scores[some] <= high[some].gather(1, next_above)
-    place, row = near.nonzero(as_tuple=True)
-    query = some[place]
+    wide = high.shape[1]
+    place = torch.searchsorted(high, scores.contiguous())  # of the first that it is not above
+    times = place.new_zeros((len(scores), wide + 1))
+    times.scatter_add_(1, place, torch.ones_like(place))
+    counter.above.add_(times.flip(1).cumsum(1).flip(1)[:, 1:])
+    near = (place < wide) & (low.gather(1, place.clamp(max=wide - 1)) <= scores)
+    query, row = near.nonzero(as_tuple=True)
     return query, row, scores[query, row]

@@ -39,7 +39,9 @@ def brute_force(query, value, scores):
     return ((own > value[:, None]) & ~equal).sum(1), equal.sum(1)
 
 
-@pytest.mark.parametrize("share", [-1.0, 0.07, 1.0], ids=["sorted", "both", "placed"])
+@pytest.mark.parametrize(
+    "share", [-1.0, 0.07, 1.0, None], ids=["sorted", "both", "placed", "as on a GPU"]
+)
 @pytest.mark.parametrize("lowest", [0.01, 0.9], ids=["many", "few"])
 def test_counts_are_those_of_float64(monkeypatch, share, lowest):
     monkeypatch.setattr(distractors.thresholds, "SHARE_TO_SORT", share)
@@ -49,6 +51,13 @@ def test_counts_are_those_of_float64(monkeypatch, share, lowest):
     exact = torch.from_numpy(value)
     thresholds = Thresholds.of(query, len(COUNTS), exact, exact.float())
     counter = Counter.of(thresholds)
+    if share is None:
+
+        def count(scores, flat, passed):
+            own = torch.from_numpy(scores), thresholds, counter
+            return tuple(index.numpy() for index in distractors.thresholds._count_on_gpu(*own))
+
+        monkeypatch.setattr(distractors.thresholds, "_count_on_cpu", count)
     exact = torch.from_numpy(scores)
     rough = exact.float()
     rough[rough == 0] = torch.tensor([0.0, -0.0]).repeat(ROWS * len(COUNTS))[: (rough == 0).sum()]
