@@ -103,8 +103,10 @@ class Added:
     ) -> Judged:
         """The runs among the distractors.
 
-        Raises UserError for a pool that does not fit, and for a task without known positives.
+        Raises UserError for a pool that does not fit, for a method that pools cannot be scored by,
+        and for a task without known positives.
         """
+        refuse_tokens(runs)
         kinds = list(dict.fromkeys(kind for run in runs for kind in run.method.gallery_reads))
         notes = check_pool(self.pool, features, kinds)
         for note in notes if self.is_first and self.is_largest else ():
@@ -185,6 +187,16 @@ class Passes:
             count = partial(self.run_whole, **options)
             self.lines += describe_effect(counting, count, added.pool, self.runs, task, self.ties)
         return found
+
+
+def refuse_tokens(runs: Sequence[Run]) -> None:
+    """Raises UserError for a method that compares tokens: rows of pools are one vector each."""
+    for run in runs:
+        if "tokens" in run.method.gallery_reads:
+            raise UserError(
+                f"--distractors with --method {run.method.name}: it compares several tokens of "
+                "every row, and distractors have one vector each; take another method"
+            )
 
 
 def positive_rows(task: Task) -> np.ndarray:

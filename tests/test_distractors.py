@@ -25,12 +25,13 @@ from distractors.among import Distractors, Overheard, evaluate_among
 from distractors.passes import Kept, run_pass
 from distractors.pool import check_pool, open_pool
 from distractors.precision import describe_effect
+from distractors.running import refuse_tokens
 from methods import list_methods
 from utils import UserError
 from utils_evaluation import evaluate
 from utils_features import load_encoder
 from utils_ranks import Group
-from utils_retrieval import Assets, Gallery, Rows, unit_rows
+from utils_retrieval import Assets, Gallery, NoParameters, Rows, unit_rows
 from utils_runs import Run, Setting
 from utils_storage import ArrayRows, Features, load_features
 
@@ -374,3 +375,11 @@ def test_features_that_no_method_reads_may_have_another_width(tmp_path):
     assert len(check_pool(pool, features, ["image"])) == 1, "nothing says by which model"
     with pytest.raises(UserError, match="dimensions but"):
         check_pool(pool, features, ["image", "tokens"])
+
+
+def test_tokens_are_not_compared_with_distractors():
+    """Also where a pool's file of tokens is as wide as its images."""
+    methods = list_methods()
+    refuse_tokens([Run(methods["composed"], NoParameters(), "composed")])
+    with pytest.raises(UserError, match="--method composed_tokens: it compares several tokens"):
+        refuse_tokens([Run(methods["composed_tokens"], NoParameters(), "tokens")])
