@@ -262,11 +262,18 @@ def _search(
             whole = torch.empty_like(order)
             for some in slices(0, queries, step):
                 passed = torch.searchsorted(rising[some], own[some].contiguous(), right=right)
-                times = passed.new_zeros((len(passed), wide + 1))
-                times.scatter_add_(1, passed, torch.ones_like(passed))
-                whole[some] = times.flip(1).cumsum(1).flip(1)[:, 1:]
+                whole[some] = count_beyond(passed, wide)
             counted.copy_(torch.empty_like(order).scatter_(1, order, whole)[query, place])
     return above, not_below - above - 1
+
+
+def count_beyond(place: torch.Tensor, wide: int) -> torch.Tensor:
+    """How many of a row's numbers are above each of 0 ... wide - 1: int64 (Q, N) -> (Q, wide)."""
+    import torch
+
+    times = place.new_zeros((len(place), wide + 1))
+    times.scatter_add_(1, place, torch.ones_like(place))
+    return times.flip(1).cumsum(1).flip(1)[:, 1:]
 
 
 def _compare(
