@@ -30,6 +30,10 @@ LEFT_OUT = "left_out"
 NONE_LEFT_OUT = np.array([0, np.iinfo(np.int64).max])
 
 
+class AllLeftOut(UserError):
+    """A pool has no row that is ranked."""
+
+
 class UnitWork(Protocol):
     """Takes in the rows of a unit, a few at a time, and says what it found."""
 
@@ -92,8 +96,8 @@ def run_pass(
     kinds: the features of rows that it reads. progress: wraps the numbers of rows that are done,
     one after the other, and is told how many there are, and the work. also: works that take part in
     the same reading, each kept by itself. What is found is that of all works, and LEFT_OUT. Raises
-    UserError for a row that is zero, infinite or NaN, unless the pool leaves these out and has
-    others, and if the group falls apart; what was found before is kept.
+    UserError for a row that is zero, infinite or NaN, unless the pool leaves these out, AllLeftOut
+    if it has no others, and UserError if the group falls apart; what was found before is kept.
     """
     works = [work, *also]
     names = [_digest(own, kinds) for own in works]
@@ -134,7 +138,7 @@ def run_pass(
         )
     everything = dict(ChainMap(*join([own for own in found if own is not None])))
     if everything[LEFT_OUT][0] == len(pool):
-        raise UserError(f"--distractors: all {len(pool)} rows are zero or not finite")
+        raise AllLeftOut(f"--distractors: all {len(pool)} rows are zero or not finite")
     return everything
 
 
@@ -193,9 +197,9 @@ def _in_threads(
     """find of every unit, as they come: several at once, with the threads of torch shared.
 
     A unit is taken when a thread is free for it; of a GPU there are two, so that the first rows of
-    one are read while the last ones of the other are scored. Where
-    one fails, the others that are at work are ended first, but not by the user's interrupt, of
-    which they are told.
+    one are read while the last ones of the other are scored. Where one fails, the others that are
+    at work are ended first, and the first of the pool that failed is raised; but not by the user's
+    interrupt, of which they are told.
     """
     import torch
 
@@ -204,13 +208,16 @@ def _in_threads(
     torch.set_num_threads(max(1, threads // at_once))
     try:
         with ThreadPoolExecutor(at_once) as pool:
-            running = {pool.submit(find, unit) for unit in islice(units, at_once)}
+            running = [pool.submit(find, unit) for unit in islice(units, at_once)]
             try:
                 while running:
-                    ended, running = wait(running, return_when=FIRST_COMPLETED)
-                    for one in ended:
+                    ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                    if any(one.exception() for one in ended):
+                        ended, _ = wait(running)
+                    for one in (one for one in running if one in ended):
                         yield one.result()
-                    running |= {pool.submit(find, unit) for unit in islice(units, len(ended))}
+                    running = [one for one in running if one not in ended]
+                    running += [pool.submit(find, unit) for unit in islice(units, len(ended))]
             except KeyboardInterrupt:
                 interrupted.set()
                 raise

@@ -209,8 +209,11 @@ class Pool:
 
 
 def rows_at_once(vectors: int, queries: int) -> int:
-    """How many rows to score together for so many vectors, of parts of so many queries."""
-    rows = max(1, min(MOST_ROWS, SCORES_OF_A_PART // queries, SCORES_HELD // vectors))
+    """How many rows to score together for so many vectors, of parts of so many queries.
+
+    A method that compares by no similarity has no vectors.
+    """
+    rows = max(1, min(MOST_ROWS, SCORES_OF_A_PART // queries, SCORES_HELD // max(1, vectors)))
     return rows - rows % ALIGNED if rows > ALIGNED else rows
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distractors.passes import AllLeftOut
 from utils import UserError
 
 if TYPE_CHECKING:
@@ -75,10 +76,16 @@ def describe_effect(
     count(counting, pool=...): run_pass with the rest. ties: see positive_ranks.
     """
     some = pool.first(min(CHECKED_ROWS, len(pool)))
-    own, full = (
-        found["above"] + (found["tied"] if ties == "worst" else 0)
-        for found in (count(replace(counting, precision=p), pool=some) for p in _both(counting))
-    )
+    try:
+        own, full = (
+            found["above"] + (found["tied"] if ties == "worst" else 0)
+            for found in (count(replace(counting, precision=p), pool=some) for p in _both(counting))
+        )
+    except AllLeftOut:
+        return [
+            f"warning: {counting.precision} products: how ranks differ from those of float32 is "
+            f"not known, as the first {len(some)} distractors were all left out"
+        ]
     apart = np.abs(own - full)
     what = f"{counting.precision} products: among the first {len(some)} distractors, counted in "
     what += f"float32 too, {np.count_nonzero(apart)} of {len(apart)} ranks differ"

@@ -293,6 +293,26 @@ def test_products_in_half_precision(world, tmp_path, capsys):
     assert {name: found[name] for name in full} == full
 
 
+def test_half_precision_where_all_rows_that_would_be_checked_are_bad(
+    world, tmp_path, monkeypatch, capsys
+):
+    """What is ranked is, and nothing is said of ranks that could not be held against others."""
+    first = np.load(world / "pool/img_emb/img_emb_0.npy")
+    monkeypatch.setattr("distractors.precision.CHECKED_ROWS", len(first))
+    pool = spoiled(world, tmp_path, lambda path: None)
+    np.save(pool / "img_emb_0.npy", np.zeros_like(first))
+    flags = ("--distractors_precision", "bfloat16", "--on_bad_row", "skip")
+    results = tmp_path / "results"
+    command = arguments(world, results, "--method", "image", "--distractors", str(pool), *flags)
+    run_retrieval.main(command)
+    said = "bfloat16 products: how ranks differ from those of float32 is not known, as the first "
+    said += f"{len(first)} distractors were all left out"
+    assert f"warning: {said}\n" in capsys.readouterr().err
+    (row,) = read_table(next(results.rglob("mAP_table.csv")))
+    assert row["distractors"] == str(ROWS - len(first))
+    assert row["notes"].endswith(said)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

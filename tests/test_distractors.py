@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +25,9 @@ import utils_retrieval
 from benchmarks.icir import task_of_labels
 from distractors.among import Distractors, Overheard, evaluate_among
 from distractors.passes import Kept, run_pass
-from distractors.pool import check_pool, open_pool
+from distractors.pool import Pool, check_pool, open_pool
 from distractors.precision import describe_effect
+from distractors.questions import Asking
 from distractors.running import refuse_tokens
 from methods import list_methods
 from utils import UserError
@@ -292,6 +295,46 @@ def test_bad_rows_are_left_out_on_demand(tmp_path, many, monkeypatch):
     with pytest.raises(UserError, match=r"database_cvsi_caption.npy: row 4 is zero.*on_bad_row"):
         evaluate_among(alone, runs, assets, CPU, among(pool, tmp_path / "kept"))
     pool = replace(pool, skips_bad=True)
+    found = evaluate_among(alone, runs, assets, CPU, among(pool, tmp_path / "kept"))
+    check_equal(found, evaluate_exactly(joined, runs, assets))
+
+
+def test_the_first_bad_row_is_named_whichever_thread_comes_first(tmp_path, monkeypatch):
+    rows = random_rows(0, 20, DIM)
+    rows[[3, 12]] = 0
+    pool = open_pool([write_pool(tmp_path / "pool", rows, [10])])
+    second_failed, chunks = threading.Event(), Pool.chunks
+
+    def late_first(pool, unit, *rest):
+        if unit.first == 0:
+            assert second_failed.wait(60)
+            time.sleep(0.2)  # whoever waits for it has seen it
+        try:
+            yield from chunks(pool, unit, *rest)
+        finally:
+            second_failed.set()
+
+    monkeypatch.setattr(Pool, "chunks", late_first)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(UserError, match=r"img_emb_0.npy: row 4 is zero"):
+            run_pass(Asking({"image": False}), pool, ["image"], CPU, Kept(tmp_path), Group())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_method_that_compares_by_no_similarity(tmp_path, many):
+    """Here by the lengths of rows, which no query's vector is compared with."""
+    alone, joined, _, assets, made = many
+
+    def by_length(points, queries, gallery):
+        for _ in points:
+            yield gallery.kinds["image"].length.expand(len(queries.number), -1)
+
+    method = replace(list_methods()["image"], name="length", scores=by_length)
+    runs = [Run(method, NoParameters(), "length")]
+    pool = features_pool(tmp_path, made, 2)
     found = evaluate_among(alone, runs, assets, CPU, among(pool, tmp_path / "kept"))
     check_equal(found, evaluate_exactly(joined, runs, assets))
 
