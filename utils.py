@@ -94,6 +94,11 @@ def say(text: str, error: bool = False) -> None:
     print(printable(text), file=sys.stderr if error else sys.stdout)
 
 
+def warn(line: str) -> None:
+    """Print a line on stderr, as say does."""
+    say(line, error=True)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser with --version, whose complaint is a UserError: one line, without the usage."""
 
@@ -415,8 +420,8 @@ def file_safe(name: str) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def select_device(gpu: int) -> torch.device:
-    """The CUDA device of that index, or the CPU for -1 and, said on stderr, where there is none.
+def select_device(gpu: int, tell: Callable[[str], None] = warn) -> torch.device:
+    """The CUDA device of that index, or the CPU for -1 and, which is told, where there is none.
 
     TF32 is switched off everywhere (matrix products and convolutions): fp32 means fp32.
     """
@@ -425,7 +430,7 @@ def select_device(gpu: int) -> torch.device:
     if gpu < 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        print("no CUDA device here: running on the CPU (as --gpu -1 does)", file=sys.stderr)
+        tell("no CUDA device here: running on the CPU (as --gpu -1 does)")
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if gpu >= count:

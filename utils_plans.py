@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from methods import find_method, flags_of, list_methods
-from utils import UserError, say
+from utils import UserError, warn
 from utils_backbones import Places
 from utils_runs import (
     Run,
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from utils_retrieval import Method
     from utils_storage import Features
 
+Tell = Callable[[str], None]  # says a line that warns
+WhyNot = Callable[["Method"], str]  # why a method cannot be run, "" if it can
 FILES_NAMED = 4  # in a message
 
 
@@ -49,7 +51,7 @@ class Output:
     none. page: writes the page of ranked images of some evaluations into a folder and gives its
     path, or None. painter: what the plan's `painter` gave. export: the kind of files of other
     evaluators, or None; export_k: their rows of each query, None for the usual number; spelled: a
-    gallery path -> another one that names the same file.
+    gallery path -> another one that names the same file. tell: says a line that warns.
     """
 
     ties: str | None = None
@@ -59,6 +61,7 @@ class Output:
     export: str | None = None
     export_k: int | None = None
     spelled: Mapping[str, str] = field(default_factory=dict)
+    tell: Tell = warn
 
 
 def make_plan(
@@ -113,11 +116,14 @@ class Plan:
 
         return load_features(places.features, self.setting.backbone, self.setting.dataset)
 
-    def ready(self, features: Features, places: Places) -> tuple[Plan, Features]:
+    def ready(
+        self, features: Features, places: Places, tell: Tell, why_not: WhyNot
+    ) -> tuple[Plan, Features]:
         """The plan and the features once these are read: of all, those without their inputs go.
 
-        Raises UserError for a method without its inputs, and if there is nothing to compare points
-        by: hidden ground truth.
+        tell: says which these are. why_not: further reasons to leave a method out. Raises UserError
+        for a method without its inputs, and if there is nothing to compare points by: hidden ground
+        truth.
         """
         for run in self.runs:
             if run.method.inputs and _missing_files(features, run.method):
@@ -161,15 +167,17 @@ class SinglePlan(Plan):
     def folder(self) -> Path:
         return self.results / self.runs[0].variant
 
-    def ready(self, features: Features, places: Places) -> tuple[SinglePlan, Features]:
-        super().ready(features, places)
+    def ready(
+        self, features: Features, places: Places, tell: Tell, why_not: WhyNot
+    ) -> tuple[SinglePlan, Features]:
+        super().ready(features, places, tell, why_not)
         return replace(self, names=tuple(features.query_files)), features
 
     def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
         judged, said = mean_of_draws(evaluations)
         evaluations = [judged]
         for line in said:
-            say(line, error=True)
+            output.tell(line)
         facts = {**facts, "notes": "; ".join(filter(None, [facts.get("notes"), *said]))}
         write_runs(self.results, evaluations, facts, output)
         print(f"written to {self.folder}")
@@ -195,7 +203,9 @@ class AllPlan(Plan):
     def folders(self) -> list[Path]:
         return [*super().folders, *(self.results / run.variant for run in self.runs)]
 
-    def ready(self, features: Features, places: Places) -> tuple[AllPlan, Features]:
+    def ready(
+        self, features: Features, places: Places, tell: Tell, why_not: WhyNot
+    ) -> tuple[AllPlan, Features]:
         from utils_assets import missing_asset
 
         why: dict[str, list[str]] = {}  # the methods that lack the same, in a line
@@ -204,10 +214,12 @@ class AllPlan(Plan):
             if some:
                 why[_describe_missing(features, some)] = [method.name for method in some]
         for run in self.runs:
-            if run.method not in bare and (reason := missing_asset(places, features, run)):
+            if run.method in bare:
+                continue
+            if reason := missing_asset(places, features, run) or why_not(run.method):
                 why.setdefault(reason, []).append(run.method.name)
         for reason, names in why.items():
-            say(f"left out: {', '.join(names)} ({reason})", error=True)
+            tell(f"left out: {', '.join(names)} ({reason})")
         left_out = frozenset(chain(*why.values()))
         if len(left_out) == len(self.runs):
             raise UserError("no method has its inputs; the lines above say what is missing")
@@ -290,8 +302,10 @@ def write_runs(
         _export(results / evaluation.variant, evaluation, output)
     if submissions[0]:
         print(f"for the evaluation server: {' and '.join(submissions[0])} in each folder")
-    _warn([*describe_task(task), *describe_ties(evaluations, facts["ties"])])
-    _warn(describe_cautions([evaluation.run for evaluation in evaluations]))
+    ties = describe_ties(evaluations, facts["ties"])
+    cautions = describe_cautions([evaluation.run for evaluation in evaluations])
+    for line in (*describe_task(task), *ties, *cautions):
+        output.tell(line)
     return rows
 
 
@@ -309,11 +323,6 @@ def _submissions(evaluation: Evaluation) -> dict[str, str]:
 
     top_rows = {name: ranking.top_rows for name, ranking in evaluation.views.items()}
     return submission_files(evaluation.task, top_rows, evaluation.task.submitted)
-
-
-def _warn(lines: Sequence[str]) -> None:
-    for line in lines:
-        say(line, error=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -360,7 +369,8 @@ class AblationPlan(Plan):
         write_rows(table, rows)
         means = [column.name for column in evaluations[0].task.columns]
         print(format_table(rows, ["components", *means]))
-        _warn(describe_task(evaluations[0].task))
+        for line in describe_task(evaluations[0].task):
+            output.tell(line)
         print(f"written to {table}")
 
 
@@ -464,7 +474,8 @@ class SweepPlan(Plan):
         )
         best = max(range(len(rows)), key=means.__getitem__)
         print(format_table(rows, [*self.axes, *columns]))
-        _warn([*describe_task(evaluations[0].task), *describe_cautions(self.swept)])
+        for line in (*describe_task(evaluations[0].task), *describe_cautions(self.swept)):
+            output.tell(line)
         print(f"best: {_values(self.points[best])} with {first} {rows[best][first]}")
         if ends:
             print(

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import UserError, code_version, say, select_device
+from utils import UserError, code_version, select_device
 from utils_backbones import Places
 from utils_plans import Output, Plan
 from utils_ranks import device_index
@@ -63,9 +63,12 @@ def run_plan(
         features = loaded() if loaded else plan.read_features(places, dataset)
         features, news = with_current_labels(features, dataset, places.data)
     features = replace(features, task=apply_protocol(features.task, protocol))
-    plan, features = plan.ready(features, places)
+    if added:
+        output = replace(output, tell=partial(added.tell, name))
+    why_not = added.why_not if added else lambda method: ""
+    plan, features = plan.ready(features, places, output.tell, why_not)
     refuse_clashes(features.task, plan.runs)
-    device = select_device(device_index(gpu, added.group.ranks) if added else gpu)
+    device = select_device(device_index(gpu, added.group.ranks) if added else gpu, output.tell)
     distinct = list(dict.fromkeys(plan.runs))
     ties = output.ties or features.task.ties
     output = replace(_clamp_top_k(output, features.task), spelled=features.spelled)
@@ -105,9 +108,9 @@ def run_plan(
         output = replace(output, page=page)
     with doing("writing results"):
         plan.write([found[run] for run in plan.runs], facts, output)
-    said = [*news, *(judged.lines if judged else ())]
+    said = [*news, *(judged.lines if judged and added.is_largest else ())]
     for line in (*said, *describe_odd(features.task, features.manifest, protocol)):
-        say(line, error=True)
+        output.tell(line)
 
 
 def _facts(

@@ -138,6 +138,7 @@ def adding(asked: Asked | None, results: Path) -> Iterator[list[Added | None]]:
     pool = open_pool(asked.paths)
     pool = replace(pool, cuts=(*asked.limits, *checked), skips_bad=asked.skips_bad)
     pools = [pool.first(limit) for limit in asked.limits] or [pool]
+    said: set[tuple[str, str]] = set()
     with joined_ranks(asked.timeout) as group:
         yield [
             Added(
@@ -149,6 +150,7 @@ def adding(asked: Asked | None, results: Path) -> Iterator[list[Added | None]]:
                 asked.precision,
                 fresh=asked.fresh and own is pools[0],
                 is_largest=own is pools[-1],
+                said=said,
             )
             for own in pools
         ]

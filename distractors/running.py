@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
     from utils_evaluation import Evaluation
     from utils_plans import Plan
-    from utils_retrieval import Assets
+    from utils_retrieval import Assets, Method
     from utils_runs import Run
     from utils_storage import Features
     from utils_task import Task
 
 KEPT = "distractor_counts"  # folder below a data set's results
+TOKENS = "it compares several tokens of every row, and distractors have one vector each"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Added:
 
     neighbours: see Distractors. alike: the cosine from which they are said to look like a positive,
     or None. precision: of the products that count. fresh: what earlier passes found is forgotten.
-    is_largest: it is the last point of a curve, or all there is.
+    is_largest: it is the last point of a curve, or all there is. said: see tell; all points share
+    it.
     """
 
     pool: Pool
@@ -67,6 +69,26 @@ class Added:
     precision: str = FULL
     fresh: bool = False
     is_largest: bool = True
+    said: set[tuple[str, str]] = field(default_factory=set, compare=False)
+
+    def tell(self, dataset: str, line: str) -> None:
+        """Say a line on a data set on stderr: of several ranks the first one does, and once of all
+        points of a curve, though a run is named after each.
+        """
+        same = dataset, line.replace("_".join(self.words), "")
+        if self.is_first and same not in self.said:
+            self.said.add(same)
+            say(line, error=True)
+
+    def why_not(self, method: Method) -> str:
+        """Why a method cannot rank them, in words; "" if it can."""
+        if "tokens" in method.gallery_reads:
+            return TOKENS
+        for shard in self.pool.shards:
+            for kind in method.gallery_reads:
+                if kind not in shard.files:
+                    return f"no database_{kind}.npy of the distractors in {shard.path.parent}"
+        return ""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -194,8 +216,7 @@ def refuse_tokens(runs: Sequence[Run]) -> None:
     for run in runs:
         if "tokens" in run.method.gallery_reads:
             raise UserError(
-                f"--distractors with --method {run.method.name}: it compares several tokens of "
-                "every row, and distractors have one vector each; take another method"
+                f"--distractors with --method {run.method.name}: {TOKENS}; take another method"
             )
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from benchmarks import read_task
 from external.results import External, ExternalFiles, read_external
-from utils import file_safe, say
+from utils import file_safe
 from utils_backbones import Places
 from utils_evaluation import Evaluation, plan_columns
-from utils_plans import Output, Plan, mean_of_draws, write_runs
+from utils_plans import Output, Plan, Tell, WhyNot, mean_of_draws, write_runs
 from utils_retrieval import NoParameters
 from utils_runs import Run
 from utils_storage import Features, features_folder, without_features
@@ -51,10 +51,12 @@ class ExternalPlan(Plan):
             return super().read_features(places, dataset)
         return without_features(read_task(dataset, places.data))
 
-    def ready(self, features: Features, places: Places) -> tuple[ExternalPlan, Features]:
+    def ready(
+        self, features: Features, places: Places, tell: Tell, why_not: WhyNot
+    ) -> tuple[ExternalPlan, Features]:
         external = read_external(self.files, features)
         for line in external.lines:
-            say(line, error=True)
+            tell(line)
         return replace(self, external=external), external.features
 
     def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
@@ -65,7 +67,7 @@ class ExternalPlan(Plan):
         else:
             judged, said = mean_of_draws(evaluations)
         for line in said:
-            say(line, error=True)
+            output.tell(line)
         facts = {**facts, "notes": "; ".join(filter(None, [*notes, *said]))}
         write_runs(self.results, [judged], facts, output)
         print(f"written to {self.folder}")

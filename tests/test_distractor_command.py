@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distractor_world import make_rows, write_pool
-from native import world_arguments, write_native_world
+from native import copy_world, world_arguments, write_native_world
 from rank_processes import end_stopped, ended, start, start_ranks
 
 import distractors.pool
@@ -291,6 +291,39 @@ def test_products_in_half_precision(world, tmp_path, capsys):
     run_retrieval.main(command)
     found = results_of(tmp_path)
     assert {name: found[name] for name in full} == full
+
+
+def test_all_leaves_out_what_distractors_cannot_be_ranked_by(world, tmp_path, capsys):
+    """Said once for a curve; by name it is refused."""
+    own = copy_world(world, tmp_path / "world")
+    folder = own / "features/clip_features/icir"
+    text, image = (np.load(folder / f"{name}.npy") for name in ("query_text", "database_image"))
+    np.save(folder / "query_composed.npy", text)
+    np.save(folder / "query_tokens.npy", text)
+    np.save(folder / "database_tokens.npy", np.concatenate([image, image], axis=1))
+    for name, values in {"text": text, "word": text, "caption": image}.items():
+        side = "database" if name == "caption" else "query"
+        np.save(folder / f"{side}_cvsi_{name}.npy", values)
+    results = tmp_path / "results"
+    command = [*among(own, results, "--method", "all"), "--distractors_limit", "0,250"]
+    run_retrieval.main(command)
+    said = capsys.readouterr().err
+    pool = own / "pool/img_emb"
+    for line in (
+        "left out: composed_tokens (it compares several tokens of every row, and distractors have "
+        "one vector each)",
+        f"left out: cvsi (no database_cvsi_caption.npy of the distractors in {pool})",
+    ):
+        assert said.count(f"{line}\n") == 1, said
+    lines = [line.replace("-250", "-N").replace("-0", "-N") for line in said.splitlines()]
+    assert len(lines) == len(set(lines)), said
+    assert any("in 43 queries a positive ties" in line for line in lines)
+    rows = read_table(results / "icir/all/mAP_table.csv")
+    methods = {row["method"] for row in rows}
+    assert "composed" in methods
+    assert not methods & {"composed_tokens", "cvsi"}
+    with pytest.raises(UserError, match="--method composed_tokens: it compares several tokens"):
+        run_retrieval.main(among(own, results, "--method", "composed_tokens"))
 
 
 def test_half_precision_where_all_rows_that_would_be_checked_are_bad(
