@@ -16,6 +16,8 @@ from report.plots import list_plots, method_labels, write_plots
 from report.render import render
 from report.thumbnails import Crop, Picture, make_thumbnails, say_what_is_missing
 from utils import whole_folder
+from utils_protocol import query_image_rows
+from utils_task import NO_SET
 from utils_values import QueryValues, query_values
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 # Pictures of the positives below the ranks shown, of rows left out, and of neighbours.
 MISSED_SHOWN = 6
+OWN_IMAGE = "query image"
 NEIGHBOUR = "neighbour that query expansion took"
 LEVELS = 255  # of the points of a scatter plot, which are bytes
 
@@ -114,7 +117,7 @@ class Shown:
     positives: the number of positives of each query in the main view.
     runs: for each query a list with one dict for each method (see `_collect_run`).
     left_out: for each query the first rows that the main view does not rank.
-    marks: what a row may be marked as, beside its kind (see `_find_marks`).
+    marks: what a row may be marked as, beside its kind (see `_find_marks`, `_find_own_images`).
     """
 
     task: Task
@@ -154,7 +157,13 @@ def collect_report(evaluations: list[Evaluation], top_k: int) -> Shown:
     """
     task = evaluations[0].task
     view = task.views[task.main_view]
-    marks = _find_marks(task)
+    marks = {
+        words: [task.rows_of(marked, query) for query in range(len(task.queries))]
+        for words, marked in _find_marks(task).items()
+    }
+    own_images = _find_own_images(task)
+    if any(map(len, own_images)) and not any(_agree(own_images, rows) for rows in marks.values()):
+        marks[OWN_IMAGE] = own_images
     expands = any(own.explained and own.explained.neighbours.shape[1] for own in evaluations)
     numbers: dict[int, int] = {}  # database row -> its place in Shown.rows
 
@@ -166,7 +175,7 @@ def collect_report(evaluations: list[Evaluation], top_k: int) -> Shown:
         sets = {
             "p": task.rows_of(view.positives, query),
             "s": task.rows_of(task.related, query),
-            "marks": [task.rows_of(marked, query) for marked in marks.values()],
+            "marks": [marked[query] for marked in marks.values()],
         }
         runs.append([_collect_run(own, query, top_k, sets, place) for own in evaluations])
         left_out.append(place(task.rows_of(view.excluded, query)[:MISSED_SHOWN]))
@@ -194,6 +203,23 @@ def _find_marks(task: Task) -> dict[str, np.ndarray]:
             if own is not None and not np.array_equal(own, usual):
                 marks[f"{what} {words}"] = own
     return marks
+
+
+def _find_own_images(task: Task) -> list[np.ndarray]:
+    """For each query the rows that its main view ranks and that show its own image."""
+    excluded, found = task.views[task.main_view].excluded, query_image_rows(task)
+    for query, rows in enumerate(found):
+        if len(rows):
+            box = _box(task.queries.box, query)
+            rows = np.array([row for row in rows if _box(task.gallery.box, row) == box], np.int64)
+            pool = task.pool[query]
+            rows = rows if pool == NO_SET else np.intersect1d(rows, task.sets[pool])
+            found[query] = np.setdiff1d(rows, task.rows_of(excluded, query))
+    return found
+
+
+def _agree(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
+    return all(map(np.array_equal, some, others))
 
 
 def _collect_run(evaluation: Evaluation, query: int, top_k: int, sets: dict, place) -> dict:

@@ -15,6 +15,7 @@ from report_world import (
     UNANSWERED,
     evaluate_world,
     make_rooms,
+    make_semantic,
     make_world,
     page_data,
 )
@@ -284,6 +285,19 @@ class TestRooms:
         assert {run["kinds"] for run in runs} == {"ooooo"}
         assert not (tmp_path / "report" / "plots").exists()
         assert 'id="plots"' not in page.read_text(encoding="utf-8")
+
+
+def test_the_query_image_is_marked_where_it_is_ranked(tmp_path):
+    """Of CIRCO's test, where no view is without it, as the views beside the main one are of val."""
+    world, images = make_semantic(tmp_path, "circo_test")
+    ranked = evaluate_world(world, ("image",), 60, "circo_test")
+    data = page_data(write_report(tmp_path / "report", ranked, images, 60))
+    assert data["marks"] == ["query image"]
+    for query in data["queries"]:
+        (run,) = query["runs"]
+        shown = zip(run["rows"], run["marks"], strict=True)
+        marked = [data["rows"][place][0] for place, marks in shown if marks]
+        assert marked == [image[0] for image in query["images"]]
 
 
 # --- thumbnails --------------------------------------------------------------------------------
