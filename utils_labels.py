@@ -17,7 +17,7 @@ from benchmarks import Found, find_dataset, icir
 from utils import UserError, sha256_file
 from utils_datasets import SPLITS, Dataset
 from utils_storage import ArrayRows, Features, MappedRows
-from utils_task import Task, without_images
+from utils_task import UNREADABLE, Task, without_images
 
 CONTEXT_FILE = "generic_subjects.csv"  # a source of features that is no annotation
 PLACES = ("", "annotations", "webdataset/annotations")  # of annotation files below a data set
@@ -268,7 +268,7 @@ def relabel_task(features: Features, task: Task) -> Features:
     named = {*task.gallery.path, *(path for own in task.queries.images for path in own)}
     skipped = [e for e in manifest.get("skipped") or () if e["image_path"] in named]
     lost = {entry["image_path"] for entry in skipped}
-    task = without_images(task, lost) if lost & {*task.gallery.path} else task
+    task = without_images(task, lost, UNREADABLE) if lost & {*task.gallery.path} else task
     renewed = {
         "texts": _still_asked(manifest, texts, numbers),
         "skipped": skipped,

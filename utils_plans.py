@@ -301,7 +301,8 @@ def write_runs(
     for evaluation in evaluations if output.export else ():
         _export(results / evaluation.variant, evaluation, output)
     if submissions[0]:
-        print(f"for the evaluation server: {' and '.join(submissions[0])} in each folder")
+        where = "each folder" if len(rows) > 1 else results / evaluations[0].variant
+        print(f"for the evaluation server: {' and '.join(submissions[0])} in {where}")
     ties = describe_ties(evaluations, facts["ties"])
     cautions = describe_cautions([evaluation.run for evaluation in evaluations])
     for line in (*describe_task(task), *ties, *cautions):

@@ -16,7 +16,7 @@ from utils import UserError, locked, open_text, printable, write_csv, write_text
 from utils_evaluation import Evaluation
 from utils_metrics import breakdown
 from utils_runs import Run
-from utils_task import TABLE_COLUMNS, Breakdown, Task
+from utils_task import NO_POSITIVES, TABLE_COLUMNS, Breakdown, Task
 from utils_values import query_values, write_values
 
 OPTIONAL = (
@@ -235,7 +235,8 @@ def describe_task(task: Task) -> list[str]:
     for name, view in task.views.items():
         empty = 0 if view.positives is None else int((view.positives < 0).sum())
         where = "" if name == task.main_view else f" in the view {name!r}"
-        if empty:
+        noted = any(f"{NO_POSITIVES}: {empty:,} of " in note for note in task.notes)
+        if empty and not noted:
             lines.append(
                 f"warning: {empty} of {len(task.queries)} queries have no positive{where}; each "
                 "scores 0"

@@ -20,6 +20,8 @@ from utils_startup import Late
 np = Late("numpy")
 
 NO_SET = -1  # as a pool: the whole gallery; as positives, excluded or related: none
+NO_POSITIVES = "without positives, which score 0"  # queries, in a note of their task
+UNREADABLE = "unreadable"  # images that extraction left out, missing ones among them
 FORMAT = 1  # of task.json and task.npz
 
 
@@ -316,11 +318,12 @@ def whole_gallery(queries: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------
 
 
-def without_images(task: Task, missing: Collection[str]) -> Task:
+def without_images(task: Task, missing: Collection[str], why: str) -> Task:
     """The task without these image paths, with a note on what that leaves out.
 
-    Gallery rows of them are in no set; queries are left out if one of their images is missing, or
-    all of their positives in a view. Raises UserError if that leaves no row or no query.
+    why: what they are, "missing" or UNREADABLE. Gallery rows of them are in no set; queries are
+    left out if one of their images is, or all of their positives in a view. Raises UserError if
+    that leaves no row or no query.
     """
     missing = set(missing)
     keep_row = np.array([path not in missing for path in task.gallery.path], bool)
@@ -330,11 +333,11 @@ def without_images(task: Task, missing: Collection[str]) -> Task:
         if view.positives is not None:
             keep &= (view.positives == NO_SET) | (left[view.positives] != NO_SET)
     if not keep.any() or not keep_row.any():
-        raise UserError(f"{task.name}: {len(missing)} images are missing, and no query is left")
+        raise UserError(f"{task.name}: {len(missing)} images are {why}, and no query is left")
 
     rows, queries = np.flatnonzero(~keep_row), np.flatnonzero(~keep)
     note = (
-        f"{len(missing)} missing images left out: {len(rows)} of {len(keep_row)} gallery rows and "
+        f"{len(missing)} {why} images left out: {len(rows)} of {len(keep_row)} gallery rows and "
         f"{len(queries)} of {len(keep)} queries"
     )
     return _restrict(task, keep_row, keep, note)

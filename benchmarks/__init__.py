@@ -68,8 +68,10 @@ class Benchmark:
     path): the file of an image of the task. submissions: layout of a Submission -> its form.
 
     fits(root): whether a folder of one's own is in this form, which `read` then reads, and whose
-    name `name_of` gives; None where there is no such form. labelled: features are in i-CIR's form
-    (a row a query and a gallery image, image_path,text,instance), and images may lie in shards.
+    name `name_of` gives; None where there is no such form; place_of(root, path): the file and line
+    of it that name an image of the task first, None where no file does. labelled: features are in
+    i-CIR's form (a row a query and a gallery image, image_path,text,instance), and images may lie
+    in shards.
     """
 
     tasks: Mapping[str, Callable[[Path], Task]]
@@ -80,6 +82,7 @@ class Benchmark:
     fits: Callable[[Path], bool] | None = None
     read: Callable[[Path], Task] | None = None
     name_of: Callable[[Path], str] = last_part
+    place_of: Callable[[Path, str], str | None] | None = None
     labelled: bool = False
 
 

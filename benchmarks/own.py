@@ -43,6 +43,7 @@ from utils_records import (
 )
 from utils_startup import Late
 from utils_task import (
+    NO_POSITIVES,
     NO_SET,
     TABLE_COLUMNS,
     Column,
@@ -93,8 +94,7 @@ def read(root: Path) -> Task:
     Raises UserError, naming file and line, for the first mistake in its files.
     """
     settings, gallery, sets = _read_settings(root), _read_gallery(root), SetBuilder()
-    reader = Reader(root / QUERIES, gallery, _read_pools(settings, gallery, sets), sets)
-    queries = list(reader.read_all())
+    queries = list(_open_queries(root, settings, gallery, sets).read_all())
     if not queries:
         raise UserError(f"{root / QUERIES} is empty; write a query a line")
     _check_ids(queries)
@@ -114,6 +114,15 @@ def read(root: Path) -> Task:
         sources=_hash_files(root, settings, gallery),
         notes=(*gallery.notes, *_count_odd(queries)),
     )
+
+
+def place_of(root: Path, path: str) -> str | None:
+    """The file and line that name an image of the task first; None for one that was found."""
+    settings, gallery = _read_settings(root), _read_gallery(root)
+    if gallery.listing is None and gallery.find(path) is not None:
+        return next(where for listed, where in _read_paths(root / GALLERY, root) if listed == path)
+    queries = _open_queries(root, settings, gallery, SetBuilder()).read_all()
+    return next((query.where for query in queries if path in query.images), None)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -504,6 +513,10 @@ class Reader:
             fail(where, '"excluded" leaves nothing of the gallery that the query searches')
 
 
+def _open_queries(root: Path, settings: Settings, gallery: Gallery, sets: SetBuilder) -> Reader:
+    return Reader(root / QUERIES, gallery, _read_pools(settings, gallery, sets), sets)
+
+
 def _read_tags(value: Any, where: str) -> dict[str, str | tuple[str, ...]]:
     tags = {}
     for name, label in require(dict, value, '"tags"', where).items():
@@ -591,7 +604,7 @@ def _hash_files(root: Path, settings: Settings, gallery: Gallery) -> dict[str, s
 
 # What may not be meant, though it is allowed: what is said of the queries, and of which.
 ODD = {
-    "without positives, which score 0": lambda q: not q.rows["positives"],
+    NO_POSITIVES: lambda q: not q.rows["positives"],
     'whose own image is in the gallery as a negative, unless "excluded" or --exclude_query_image '
     "leaves it out": (lambda q: q.pool.within(q.own) - q.rows["positives"] - q.rows["excluded"]),
     "whose own image is among their positives": lambda q: q.own & q.rows["positives"],
@@ -617,4 +630,5 @@ BENCHMARK = Benchmark(
     fits=is_own,
     read=read,
     name_of=name_of,
+    place_of=place_of,
 )

@@ -38,7 +38,7 @@ from utils import UserError, publishing, refuse_idle, say, write_csv, write_json
 from utils_labels import relabel_task
 from utils_records import read_manifest
 from utils_storage import load_features
-from utils_task import Task, first_rows, save_task, without_images
+from utils_task import UNREADABLE, Task, first_rows, save_task, without_images
 
 if TYPE_CHECKING:
     from composed import ComposedEncoder
@@ -107,12 +107,20 @@ def _with_images(found: Found, task: Task, missing: str) -> Task:
     what = f"{found.root}: {len(lost)} of the {count} images of {found.name} are missing: {shown}"
     if lost and (missing == "fail" or len(lost) == count):
         advice = "" if len(lost) == count else "; or leave them out with --on_missing_image skip"
-        raise UserError(f"{what}; {found.benchmark.how_to_get}{advice}")
+        raise UserError(f"{what}; {_how_to_mend(found, lost[0])}{advice}")
     if not lost or missing == "leave":
         return task
-    task = without_images(task, lost)
+    task = without_images(task, lost, "missing")
     say(f"{what}; {task.notes[-1]}")
     return task
+
+
+def _how_to_mend(found: Found, lost: str) -> str:
+    """What to do about a missing image: of one's own, where it is named; else how to get it."""
+    place = found.benchmark.place_of and found.benchmark.place_of(found.root, lost)
+    if place:
+        return f"{place} names the first: put it there, or mend the path"
+    return found.benchmark.how_to_get
 
 
 # ---------------------------------------------------------------------------------------------
@@ -399,7 +407,7 @@ class TaskWork:
         if self.task.gallery.shared:
             skipped += read_manifest(self.gallery.folder / "manifest.json").get("skipped") or []
         missing = {entry["image_path"] for entry in skipped}
-        task = without_images(self.task, missing) if missing else self.task
+        task = without_images(self.task, missing, UNREADABLE) if missing else self.task
         arrays = {stage.name: stage for stage in stages}
         with publishing(parts.folder / "finished", self.folder, last="manifest.json") as staging:
             if "database_image" in arrays:
@@ -448,7 +456,7 @@ class TaskWork:
     def _renew(self, skipped: list[dict]) -> None:
         """Write the task of finished features again if it is judged otherwise than it was then."""
         missing = {entry["image_path"] for entry in skipped}
-        task = without_images(self.task, missing) if missing else self.task
+        task = without_images(self.task, missing, UNREADABLE) if missing else self.task
         with tempfile.TemporaryDirectory() as place:
             save_task(task, Path(place))
             same = all(

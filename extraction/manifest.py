@@ -22,6 +22,7 @@ SETTLED = (
     "context_words",
 )
 ANNOTATED = ("sources", "rows")  # what another annotation changes of them
+OTHERS = {"rows": "other rows", "context_words": "another number of context words"}
 # What holds of manifests, and of unfinished runs, that do not say.
 UNSAID = {"pixels": "plain"}
 
@@ -96,10 +97,10 @@ def is_finished(
         if old != new and key in ANNOTATED and covers(stored):
             changed = True
         elif old != new:
-            old, new = _narrow(old, new)
+            what, old, new = _narrow(key, old, new)
             keep = f"--{key} {old} keeps them, " if key in UNSAID else ""
             raise UserError(
-                f"{path} belongs to finished features with another {key} ({old}, now {new}); "
+                f"{path} belongs to finished features with {what} ({old}, now {new}); "
                 f"{keep}--overwrite replaces them"
             )
     skipped = stored.get("skipped") or []
@@ -117,9 +118,11 @@ def is_finished(
     return True
 
 
-def _narrow(old: object, new: object) -> tuple[object, object]:
-    """Two differing values, or where both are dicts, their first difference."""
+def _narrow(key: str, old: object, new: object) -> tuple[str, object, object]:
+    """What differs of a setting, in words, and both its values; of dicts the first difference."""
+    what = OTHERS.get(key, f"another {key}")
     if isinstance(old, dict) and isinstance(new, dict):
-        key = next(k for k in {**old, **new} if old.get(k) != new.get(k))
-        return f"{key} {old.get(key)}", new.get(key)
-    return old, new
+        name = next(k for k in {**old, **new} if old.get(k) != new.get(k))
+        old, new = old.get(name), new.get(name)
+        return (f"another {name}", old, new) if key == "sources" else (what, f"{name} {old}", new)
+    return what, old, new

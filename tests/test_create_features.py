@@ -141,7 +141,7 @@ def test_corpora(world, small_clip, encoder, command, capsys):
     assert capsys.readouterr().out.count("already finished") == 2
     assert (folder / "late.npy").exists()
     (world / "corpora" / "late.csv").write_text("later\n")
-    with pytest.raises(UserError, match=r"late\.json belongs to .*another sources \(late\.csv"):
+    with pytest.raises(UserError, match=r"late\.json belongs to .*with another late\.csv \("):
         command(dataset="corpus")
     (world / "corpora" / "late.csv").unlink()
 

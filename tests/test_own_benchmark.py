@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.own import is_own, name_of, read
 from utils import UserError
+from utils_tables import describe_task
 from utils_task import Column, Group, Task, load_task, save_task
 
 GALLERY = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
@@ -219,6 +220,7 @@ def test_what_is_allowed_and_may_not_be_meant_is_counted(tmp_path):
         "'4' (queries.jsonl, line 4)",
     )
     assert paths(task, task.views["all"].positives)[0] == set()
+    assert describe_task(task) == [f"note: {note}" for note in task.notes]
 
 
 # ---------------------------------------------------------------------------------------------

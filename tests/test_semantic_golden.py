@@ -151,6 +151,9 @@ def test_submission_files(tmp_path, capsys, dataset, files, method):
     world = save_whole(tmp_path, dataset, [dataset])
     [row] = run(world, dataset, "--method", method, "--top_k", "3")
     assert "R@1" not in row
+    place = tmp_path / "results" / dataset / f"{method}_{BACKBONE}"
+    said = f"for the evaluation server: {' and '.join(files)} in {place}\n"
+    assert said in capsys.readouterr().out
     [top] = (world / "results" / dataset).glob("*/top3.csv")
     with open(top, newline="") as file:
         for ranked in csv.DictReader(file):

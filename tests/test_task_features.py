@@ -201,6 +201,8 @@ def test_images_left_out_leave_the_task(place, small_clip, capsys):
     assert "skipped database_image row 5: g/4.png: No such file" in capsys.readouterr().out
     features = load(small_clip, "shop")
     task = features.task
+    left_out = "3 unreadable images left out: 2 of 6 gallery rows and 2 of 4 queries"
+    assert task.notes[-1] == left_out
     assert task.queries.key == ["one", "two"]
     assert task.gallery.path == ["g/1.png", "g/2.png", "g/3.png", "g/5.png"]
     positives = task.views["all"].positives
@@ -220,6 +222,17 @@ def test_images_left_out_leave_the_task(place, small_clip, capsys):
     np.testing.assert_allclose(queries_of(features, "image")[1], expected, rtol=1e-4, atol=1e-5)
     (root / "g/4.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="finished without 3 images"):
+        extract(small_clip, "mine", "--data_dir", ".")
+
+
+@pytest.mark.parametrize(
+    ("path", "where"), [("q/b.png", "queries.jsonl, line 3"), ("g/4.png", "gallery.csv, line 5")]
+)
+def test_a_missing_image_is_named_with_the_line_that_names_it(place, small_clip, path, where):
+    root = write_own(place / "mine")
+    (root / path).unlink()
+    said = f"images of shop are missing: {path}; mine/{where} names the first: put it there, or"
+    with pytest.raises(UserError, match=said):
         extract(small_clip, "mine", "--data_dir", ".")
 
 
