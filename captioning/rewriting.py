@@ -30,6 +30,8 @@ STOP = ("\n\n", "<|endoftext|>")  # as both programs stop an answer
 MARK = "Edited Description:"
 MANIFEST = "rewritten.json"
 ANSWERS = "answers.jsonl"  # all there have been, by their questions
+ANSWER_FORM = dict.fromkeys(("key", "text", "problem"), str)
+FIRST_ASKED = 3  # questions that a server may refuse before --overwrite gives up
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def rewrite(
     def ask(key: str) -> None:
         subject, number = wanted[key]
         answer = chat.ask(asking.questions(subject)[number])
-        journal.append([{"key": key, "text": answer.text, "problem": answer.problem}])
+        journal.append([_answer_entry(key, answer)])
         answers[key] = answer
         progress(1)
 
@@ -163,6 +165,33 @@ def rewrite(
         asking.entry(subject, [answers[key] for key in keys])
         for subject, keys in zip(subjects, asked, strict=True)
     ]
+
+
+def _answer_entry(key: str, answer: Answer) -> dict:
+    return {"key": key, "text": answer.text, "problem": answer.problem}
+
+
+def start_afresh(subjects: Sequence[Subject], asking: Asking, chat: Chat, out: Path) -> None:
+    """Remove what is there once the server has given an answer, which is kept.
+
+    Raises UserError as Chat.ask, and if it refuses the first questions, with nothing removed.
+    """
+    entries = []
+    every = dict.fromkeys(q for subject in subjects for q in asking.questions(subject))
+    for question in islice(every, FIRST_ASKED):
+        answer = chat.ask(question)
+        entries.append(_answer_entry(question_key(chat.model, question), answer))
+        if answer.text:
+            break
+    else:
+        raise UserError(
+            f"--llm_url {chat.url} has no answer to the first {len(entries)} questions "
+            f"({answer.problem}); what is there is kept: remove {out / ANSWERS} to go on"
+        )
+    for name in (REWRITTEN, MANIFEST, ANSWERS):
+        (out / name).unlink(missing_ok=True)
+    with Journal(out / ANSWERS, ANSWER_FORM) as journal:
+        journal.append(entries)
 
 
 def _in_threads(work: Callable[[str], None], items: Iterable[str], parallel: int) -> None:
@@ -193,15 +222,14 @@ def rewrite_task(
 ) -> str:
     """Write rewritten.jsonl and rewritten.json below out; returns a line on what was made.
 
-    Answers are kept in answers.jsonl by their questions. Raises UserError without images.jsonl, if
-    rewritten captions are there that were made in another way and overwrite is not set, and as
-    Chat.ask.
+    Answers are kept in answers.jsonl by their questions. overwrite: see start_afresh. Raises
+    UserError without images.jsonl, if rewritten captions are there that were made in another way
+    and overwrite is not set, and as Chat.ask.
     """
-    path, manifest, answers = out / REWRITTEN, out / MANIFEST, out / ANSWERS
+    path, manifest = out / REWRITTEN, out / MANIFEST
     subjects = read_subjects(task, out / IMAGES)
     if overwrite:
-        for file in (path, manifest, answers):
-            file.unlink(missing_ok=True)
+        start_afresh(subjects, asking, chat, out)
     identity = {
         "llm": chat.model,
         "style": style,
@@ -214,7 +242,7 @@ def rewrite_task(
     refuse_change(manifest, identity)
     total = len({question for subject in subjects for question in asking.questions(subject)})
     with (
-        Journal(answers, dict.fromkeys(("key", "text", "problem"), str)) as journal,
+        Journal(out / ANSWERS, ANSWER_FORM) as journal,
         tqdm(total=total, desc="rewriting", unit="question", disable=None) as bar,
     ):
         entries = rewrite(subjects, asking, chat, journal, parallel, bar.update)

@@ -211,6 +211,36 @@ def test_what_is_there_is_kept_where_it_cannot_be_replaced(world, tmp_path):
     assert (tmp_path / "answers.jsonl").stat().st_size
 
 
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (500, "fails after 4 attempts"),
+        (404, "no such address"),
+        (400, "has no answer to the first 3 questions .refused: .*; what is there is kept"),
+    ],
+)
+def test_answers_are_kept_until_there_are_others(world, tmp_path, status, said):
+    """Whatever the server does instead; one that answers is asked each question once."""
+    write_captions(tmp_path)
+    with serving(lambda question, number: reply("Edited Description: a")) as server:
+        entries, count = rewrite(world, tmp_path, server), len(server.asked)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with (
+        serving(lambda question, number: {"status": status, "body": "{}"}) as server,
+        pytest.raises(UserError, match=said),
+    ):
+        rewrite(world, tmp_path, server, "--overwrite")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    refused = {"status": 400, "body": "{}"}
+    with serving(lambda question, n: reply("Edited Description: b") if n else refused) as server:
+        others = rewrite(world, tmp_path, server, "--overwrite")
+    assert len(server.asked) == count
+    assert {entry["captions"][0] for entry in entries} == {"a"}
+    bad = [entry for entry in others if "problem" in entry]
+    assert bad
+    assert all(entry["captions"] == ["b"] for entry in others if entry not in bad)
+
+
 def test_a_captioner_that_is_none_is_named(world, tmp_path):
     with pytest.raises(UserError, match=r"--captioner \S+ could not be loaded"):
         describe(world, tmp_path, tmp_path / "nothing")

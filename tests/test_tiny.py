@@ -83,6 +83,28 @@ def test_made_again_it_is_left_alone(split):
     assert before == {path: path.stat().st_mtime_ns for path in split.rglob("*") if path.is_file()}
 
 
+def test_the_split_of_another_seed_is_replaced_on_demand_alone(tmp_path, monkeypatch, capsys):
+    """Here of one instance, which is drawn sooner."""
+    monkeypatch.setattr(make_split, "INSTANCES", 1)
+
+    def make(*flags):
+        command = ["make_split.py", "--out", str(tmp_path), "--workers", "1", *flags]
+        monkeypatch.setattr(sys, "argv", command)
+        make_split.main()
+        return capsys.readouterr().out
+
+    make("--seed", "0")
+    stamp = tmp_path / "annotations" / "split.json"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit):
+        make("--seed", "3")
+    said = f"{tmp_path} holds the split of seed 0; give --out another folder, or --overwrite to"
+    assert said in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert "the split there is replaced" in make("--seed", "3", "--overwrite")
+    assert json.loads(stamp.read_text())["seed"] == 3
+
+
 def test_a_foreign_folder_is_not_written_to(tmp_path):
     (tmp_path / "query").mkdir()
     (tmp_path / "query" / "mine.txt").write_text("mine")

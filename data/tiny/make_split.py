@@ -2,7 +2,8 @@
 
 Writes i-CIR's two layouts side by side, images in folders with their CSV files and WebDataset
 shards. Every image has a seed of its own, a hash of what it is, so that changing one kind of
-image leaves the others as they were. A split that is already there is left alone.
+image leaves the others as they were. A split that is already there is left alone, that of another
+seed is replaced with --overwrite alone.
 """
 
 from __future__ import annotations
@@ -254,6 +255,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="another seed is another split")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the split of another seed"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="that render")
     args = parser.parse_args()
     if args.workers < 1:
@@ -261,9 +265,17 @@ def main() -> None:
     if is_made(args.out, args.seed):
         print(f"{args.out}: the split of seed {args.seed} is already there")
         return
+    stamp = _read_stamp(args.out)
     foreign = args.out.resolve() != HERE and args.out.exists() and any(args.out.iterdir())
-    if foreign and _read_stamp(args.out) is None:
+    if foreign and stamp is None:
         parser.error(f"{args.out} holds something else; give --out a new or an empty folder")
+    if stamp and stamp.get("seed") != args.seed and not args.overwrite:
+        parser.error(
+            f"{args.out} holds the split of seed {stamp.get('seed')}; give --out another folder, "
+            "or --overwrite to replace it"
+        )
+    if stamp:
+        print(f"{args.out}: the split there is replaced, as it is another or not whole")
     stamp = make_split(args.out, args.seed, args.workers)
     print(f"{args.out}: {stamp['images']} images, pixels {stamp['pixels'][:16]}")
 
