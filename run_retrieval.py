@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from distractors.flags import FLAGS as DISTRACTOR_FLAGS
 from distractors.flags import adding, asked_for
+from external.flags import FLAGS as EXTERNAL_FLAGS
+from external.flags import external_files
 from methods import MethodFlag, list_flags, list_methods
 from utils import (
     TIE_RULES,
@@ -39,8 +41,8 @@ from utils_startup import quick_exit
 
 if TYPE_CHECKING:
     from distractors.running import Added
-    from external.results import ExternalFiles
 
+DEFAULT_METHOD = "basic"
 USUAL_SYNTHETIC = "synthetic_data"  # a folder of that name is no departure
 
 
@@ -66,10 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
             _add_parameter(group, name, flag, name in shared)
     _add_output(parser.add_argument_group("output"))
     _add_several(parser.add_argument_group("several runs at once"))
-    _add_external(parser.add_argument_group("results of other systems"))
-    group = parser.add_argument_group("distractors")
-    for name, options in DISTRACTOR_FLAGS.items():
-        add_flag(group, name, **options)
+    tables = {"results of other systems": EXTERNAL_FLAGS, "distractors": DISTRACTOR_FLAGS}
+    for title, table in tables.items():
+        group = parser.add_argument_group(title)
+        for name, options in table.items():
+            add_flag(group, name, **options)
     return parser
 
 
@@ -96,10 +99,9 @@ def _add_what(group: argparse._ArgumentGroup) -> None:
     add_flag(
         group,
         "method",
-        default="basic",
         choices=[*list_methods(), "all"],
         help="the method, or all whose inputs are there, on one load of the features (default: "
-        "basic)",
+        f"{DEFAULT_METHOD})",
     )
     add_flag(
         group,
@@ -234,37 +236,6 @@ def _add_parameter(
     add_flag(group, name, help=f"{flag.flag.help}{who} (default: {shown})", **options)
 
 
-def _add_external(group: argparse._ArgumentGroup) -> None:
-    add_flag(group, "external", metavar="NAME", help="judge the results of a system of that name")
-    files = {
-        "query_embeddings": ("+", "its query vectors: one file, or one for each draw"),
-        "gallery_embeddings": (
-            "+",
-            "its gallery vectors, files joined in the order of their numbers",
-        ),
-        "scores": (None, "its scores: a matrix, or a folder with one for each instance"),
-        "rankings": ("+", "its ranked lists: JSON, TREC run, CSV or parquet"),
-        "query_ids": (None, "ids of the rows of the query vectors (default: the data set's order)"),
-        "gallery_ids": (None, "ids of the rows of the gallery vectors"),
-    }
-    for name, (count, text) in files.items():
-        add_flag(group, name, nargs=count, type=Path, metavar="FILE", help=text)
-    add_flag(
-        group,
-        "normalise",
-        action=argparse.BooleanOptionalAction,
-        help="compare vectors by their cosine, or as they are by the dot product",
-    )
-    add_flag(group, "distances", action="store_true", help="lower scores are better")
-    add_flag(
-        group,
-        "late_interaction",
-        choices=("max", "maxsim", "mean"),
-        help="how rows of several vectors are compared",
-    )
-    add_flag(group, "allow_missing", action="store_true", help="queries without a list score 0")
-
-
 def main(argv: list[str]) -> None:
     """Run the command. Raises UserError, before anything is written, for a user's mistake."""
     args = build_parser().parse_args(argv)
@@ -366,11 +337,12 @@ def plan_of(args: argparse.Namespace, dataset: str, words: tuple[str, ...] = ())
         synthetic=_unusual(synthetic),
     )
     results = args.results_dir / name
-    if args.external:
+    files = external_files(vars(args), setting.given)
+    if files:
         from external.plan import ExternalPlan
 
-        return ExternalPlan(results, setting, external_files(args))
-    plan = make_plan(args.method, setting, results, args.sweep, args.ablation)
+        return ExternalPlan(results, setting, files)
+    plan = make_plan(args.method or DEFAULT_METHOD, setting, results, args.sweep, args.ablation)
     plan.check()
     if synthetic and not any(run.method.needs([run.parameters]).synthetic for run in plan.runs):
         raise UserError(
@@ -378,47 +350,6 @@ def plan_of(args: argparse.Namespace, dataset: str, words: tuple[str, ...] = ())
             "add it, or leave --path_to_synthetic_data"
         )
     return plan
-
-
-def external_files(args: argparse.Namespace) -> ExternalFiles:
-    """The files of somebody else's results. Raises UserError for too few, or what has no effect."""
-    from external.results import ExternalFiles
-
-    kinds = {"embeddings": args.query_embeddings, "scores": args.scores, "rankings": args.rankings}
-    if sum(map(bool, kinds.values())) != 1:
-        raise UserError(
-            "--external takes one of --query_embeddings (with --gallery_embeddings), --scores and "
-            "--rankings"
-        )
-    if bool(args.query_embeddings) != bool(args.gallery_embeddings):
-        raise UserError("--query_embeddings and --gallery_embeddings belong together: give both")
-    idle = {
-        "sweep": args.sweep,
-        "ablation": args.ablation,
-        "use_preset": args.use_preset,
-        "query_ids": args.query_ids and not args.query_embeddings,
-        "gallery_ids": args.gallery_ids and not args.query_embeddings,
-        "normalise": args.normalise is not None and not args.query_embeddings,
-        "late_interaction": args.late_interaction and not args.query_embeddings,
-        "distances": args.distances and not args.scores,
-        "allow_missing": args.allow_missing and not args.rankings,
-    }
-    for name, given in idle.items():
-        if given:
-            raise UserError(f"--{name} has no effect with these results: leave it")
-    return ExternalFiles(
-        name=args.external,
-        query_embeddings=tuple(args.query_embeddings or ()),
-        gallery_embeddings=tuple(args.gallery_embeddings or ()),
-        scores=args.scores,
-        rankings=tuple(args.rankings or ()),
-        query_ids=args.query_ids,
-        gallery_ids=args.gallery_ids,
-        normalise=args.normalise,
-        distances=args.distances,
-        late=args.late_interaction,
-        allow_missing=args.allow_missing,
-    )
 
 
 def protocol_of(args: argparse.Namespace) -> Protocol:

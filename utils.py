@@ -129,6 +129,9 @@ class ShowVersion(argparse.Action):
         sys.exit(0)
 
 
+SWITCH = argparse.BooleanOptionalAction  # of a flag that has a --no- form
+
+
 def add_flag(parser: argparse._ActionsContainer, name: str, **options) -> None:
     """Add --a_flag, also accepted as --a-flag; its value is found under a_flag."""
     dashed = name.replace("_", "-")

@@ -108,7 +108,7 @@ def _read_member(content: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def map_array(path: Path) -> np.ndarray:
-    """A .npy file's array, mapped to be read only. Raises ValueError unless it is one, whole."""
+    """A .npy file's array, mapped; the file stays as it is. Raises ValueError unless it is one."""
     with open_regular(path) as file:
         shape, fortran, dtype = read_npy_header(file)
         if dtype.hasobject:
@@ -117,7 +117,7 @@ def map_array(path: Path) -> np.ndarray:
         _check_size(os.fstat(file.fileno()).st_size - offset, dtype.itemsize * math.prod(shape))
         if not math.prod(shape):
             raise ValueError(f"{shape} holds no number")
-        return np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
+        return np.memmap(file, dtype, "c", offset, shape, "F" if fortran else "C")
 
 
 def _check_size(held: int, claimed: int) -> None:

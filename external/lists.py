@@ -19,7 +19,7 @@ from external.ids import (
 )
 from utils import UserError, open_regular, read_bytes
 from utils_pickles import one_line
-from utils_task import Task
+from utils_task import NO_SET, Task
 
 HEADERS = ("version", "metric")  # of CIRR's files, beside the queries
 
@@ -53,7 +53,8 @@ def read_rankings(paths: Sequence[Path], task: Task, allow_missing: bool) -> Ran
     given, where = list(lists), paths[0]
     matched = match_ids(given, query_ids(task))
     refuse_unknown(matched, given, "query", where)
-    _refuse_missing(matched.rows, task, where, allow_missing)
+    named = [query for query, own in zip(matched.rows, lists.values(), strict=True) if own]
+    _refuse_missing(named, task, where, allow_missing)
     every = [name for entries in lists.values() for name, _ in entries]
     distinct = list(dict.fromkeys(every))
     gallery = match_ids(distinct, gallery_ids(task))
@@ -63,7 +64,7 @@ def read_rankings(paths: Sequence[Path], task: Task, allow_missing: bool) -> Ran
     scores = [np.empty(0)] * len(task.queries)
     for query, entries in zip(matched.rows, lists.values(), strict=True):
         rows[query], scores[query] = _ordered(entries, row_of, where, task.queries.key[query])
-    _refuse_excluded(rows, task, where)
+    _refuse_unranked(rows, task, where)
     lines = (
         f"ranked lists of {len(given)} queries, {min(map(len, lists.values()))} to "
         f"{max(map(len, lists.values()))} rows each; query ids {matched.rule}, gallery ids "
@@ -72,8 +73,8 @@ def read_rankings(paths: Sequence[Path], task: Task, allow_missing: bool) -> Ran
     return RankedLists(rows, scores, min(map(len, rows)), lines)
 
 
-def _refuse_missing(found: np.ndarray, task: Task, path: Path, allow_missing: bool) -> None:
-    lost = sorted(set(range(len(task.queries))) - set(found.tolist()))
+def _refuse_missing(found: Iterable[int], task: Task, path: Path, allow_missing: bool) -> None:
+    lost = sorted(set(range(len(task.queries))).difference(found))
     if lost and not allow_missing:
         keys = [query_ids(task)[query] for query in lost]
         raise UserError(
@@ -82,20 +83,22 @@ def _refuse_missing(found: np.ndarray, task: Task, path: Path, allow_missing: bo
         )
 
 
-def _refuse_excluded(rows: Sequence[np.ndarray], task: Task, path: Path) -> None:
-    """Raise UserError for lists that name what is never ranked: the query's own image."""
+def _refuse_unranked(rows: Sequence[np.ndarray], task: Task, path: Path) -> None:
+    """Raise UserError for lists that name what is not ranked for their query.
+
+    That is its own image, or a row of another query's gallery.
+    """
     excluded = task.views[task.main_view].excluded
-    if excluded is None:
-        return
-    wrong = [
-        f"{task.queries.key[query]}: {task.gallery.path[row]}"
-        for query, own in enumerate(rows)
-        for row in np.intersect1d(own, task.rows_of(excluded, query))
-    ]
+    wrong = []
+    for query, own in enumerate(rows):
+        unranked = np.isin(own, task.rows_of(excluded, query))
+        if task.pool[query] != NO_SET:
+            unranked |= ~np.isin(own, task.rows_of(task.pool, query))
+        wrong += [f"{task.queries.key[query]}: {task.gallery.path[row]}" for row in own[unranked]]
     if wrong:
         raise UserError(
-            f"{path}: {len(wrong)} lists name an image that is not ranked, as the query's own, "
-            f"{first_three(wrong)}; leave it out of the lists"
+            f"{path}: {len(wrong)} listed images are not ranked for their query, "
+            f"{first_three(wrong)}; leave them out"
         )
 
 

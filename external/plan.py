@@ -11,9 +11,9 @@ import numpy as np
 
 from benchmarks import read_task
 from external.results import External, ExternalFiles, read_external
-from utils import file_safe
+from utils import UserError, file_safe
 from utils_backbones import Places
-from utils_evaluation import Evaluation, plan_columns
+from utils_evaluation import Evaluation, Ranking, plan_columns
 from utils_plans import Output, Plan, Tell, WhyNot, mean_of_draws, write_runs
 from utils_retrieval import NoParameters
 from utils_runs import Run
@@ -63,6 +63,7 @@ class ExternalPlan(Plan):
         notes = [facts.get("notes"), *self.external.lines]
         evaluations = [without_missing(e, self.external.missing) for e in evaluations]
         if self.external.truncated is not None:
+            _refuse_beyond(evaluations[0].main, self.external.truncated)
             judged, said = what_lists_decide(evaluations, self.external.truncated)
         else:
             judged, said = mean_of_draws(evaluations)
@@ -80,7 +81,31 @@ def without_missing(evaluation: Evaluation, missing: np.ndarray | None) -> Evalu
     if missing is None or not missing.any():
         return evaluation
     values = {key: np.where(missing, 0.0, value) for key, value in evaluation.values.items()}
-    return replace(evaluation, values=values, columns=plan_columns(evaluation.task)(values))
+    views = {name: _emptied(ranking, missing) for name, ranking in evaluation.views.items()}
+    columns = plan_columns(evaluation.task)(values)
+    return replace(evaluation, values=values, views=views, columns=columns)
+
+
+def _emptied(ranking: Ranking, missing: np.ndarray) -> Ranking:
+    """A ranking that holds nothing of some queries: their positives come behind every gallery."""
+    behind = ranking.positives.ranked.max(initial=0)
+    return replace(
+        ranking,
+        ranks=np.where(missing[ranking.positives.query], behind, ranking.ranks),
+        tied=ranking.tied & ~missing,
+        top_rows=np.where(missing[:, None], -1, ranking.top_rows),
+    )
+
+
+def _refuse_beyond(ranking: Ranking, shortest: int) -> None:
+    """Raise UserError where more best rows are to be written than the lists name."""
+    wanted = ranking.top_rows.shape[1]
+    if wanted > shortest:
+        raise UserError(
+            f"the lists end at rank {shortest}, before the {wanted} best rows of each query that "
+            f"--top_k, --report or --export would write: add --top_k {shortest}, and to --export "
+            f"--export_k {shortest}"
+        )
 
 
 def what_lists_decide(

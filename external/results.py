@@ -154,11 +154,13 @@ def _settle_unit(files: ExternalFiles, gallery: np.ndarray, queries: list[np.nda
             "the embeddings are not of unit length: say --normalise (cosine) or --no-normalise "
             "(dot product), as the system does"
         )
-    with np.errstate(over="ignore"):  # too long a row is refused where it is searched
-        lengths = np.linalg.norm(gallery, axis=1)
-    if files.normalise and not lengths.all():
-        row = int(np.argmin(lengths)) + 1
-        raise UserError(f"{files.gallery_embeddings[0]}: row {row} is zero; it has no direction")
+    places = (files.gallery_embeddings[0], *files.query_embeddings)
+    for path, rows in zip(places, [gallery, *queries], strict=True) if files.normalise else ():
+        with np.errstate(over="ignore"):  # too long a row is refused where it is searched
+            lengths = np.linalg.norm(rows, axis=1)
+        if not lengths.all():
+            row = int(np.argmin(lengths)) + 1
+            raise UserError(f"{path}: row {row} is zero; it has no direction")
     return bool(files.normalise)
 
 
@@ -288,14 +290,14 @@ def _of_rankings(files: ExternalFiles, features: Features) -> External:
     lists, task = read_rankings(files.rankings, features.task, files.allow_missing), features.task
     missing = np.array([len(rows) == 0 for rows in lists.rows])
     sizes = np.array([len(rows) for rows in lists.rows])
-    ends_early = (sizes < rows_to_rank(task))[~missing].any()
-    places = (UNLISTED, UNLISTED_BEST, UNLISTED_WORST) if ends_early else (UNLISTED,)
+    early = sizes[(sizes < rows_to_rank(task)) & ~missing]
+    places = (UNLISTED, UNLISTED_BEST, UNLISTED_WORST) if len(early) else (UNLISTED,)
     methods = tuple(
         _method(files, _ListScores(lists, task, place), reads=(), gallery_reads=())
         for place in places
     )
     lines = (*lists.lines, _digests(files.rankings))
-    shortest = int(sizes[~missing].min()) if ends_early else None
+    shortest = int(early.min()) if len(early) else None
     return External(features, methods, shortest, lines, missing)
 
 

@@ -317,7 +317,7 @@ def _render_report(
         {
             "label": label,
             "backbone": evaluation.backbone,
-            "means": evaluation.means(),
+            "means": {n: None if math.isnan(v) else v for n, v in evaluation.means().items()},
             "seconds": evaluation.seconds,
             "config": evaluation.config,
         }

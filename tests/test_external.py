@@ -83,6 +83,7 @@ def test_embeddings_give_our_own_figures(world, features, own, tmp_path):
     ]
     assert "sha256" in row["notes"]
     assert row["method"] == "external_them"
+    assert "Warning" not in done.stderr
 
 
 def test_embeddings_by_id_in_any_order_and_several_draws(world, features, own, tmp_path):
@@ -166,13 +167,15 @@ def test_whole_lists_give_our_own_figures_and_short_ones_what_they_decide(
     for name, length in (("whole", None), ("short", 20)):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(ranked_lists(features, length)))
-        flags = ("--rankings", path, "--metrics", "Hit@5", "Hit@50")
+        flags = ("--rankings", path, "--metrics", "Hit@5", "Hit@50", "--report")
         done = judge(world, "--external", name, *flags)
         assert done.returncode == 0, done.stderr
     whole, short = row_of(world, "external_whole"), row_of(world, "external_short")
     assert whole["mAP"] == own["mAP"]
     assert (short["mAP"], short["Hit@50"], short["Hit@5"]) == ("-", "-", whole["Hit@5"])
     assert "the lists end at rank 20" in short["notes"]
+    page = (world / "results/icir/external_short/report/index.html").read_text("utf-8")
+    assert page.count('<td class="number main">-</td>') == 4
     low, high = (
         float(word)
         for word in short["notes"].split("mAP lies between ")[1].split(",")[0].split()
@@ -234,14 +237,14 @@ def save(path: Path, array: np.ndarray) -> Path:
     return path
 
 
-def edited(change) -> callable:
+def edited(change, *flags: str) -> callable:
     """A list file with one change."""
 
     def write(folder: Path, features) -> list:
         lists = ranked_lists(features, 5)
         change(lists)
         (folder / "lists.json").write_text(json.dumps(lists))
-        return ["--rankings", folder / "lists.json"]
+        return ["--rankings", folder / "lists.json", *flags]
 
     return write
 
@@ -259,7 +262,8 @@ def embeddings(rows: int = 0, width: int = 96, value: float = 1.0, **options):
     def write(folder: Path, features) -> list:
         query = np.full((len(features.task.queries) + rows, width), value, np.float32)
         gallery = np.ones((len(features.task.gallery), 96), np.float32)
-        gallery[options.get("zero", 0)] = 0 if "zero" in options else 1
+        for rows_of, name in ((gallery, "zero"), (query, "zero_query")):
+            rows_of[options.get(name, [])] = 0
         files = [save(folder / f"{n}.npy", a) for n, a in (("q", query), ("g", gallery))]
         flags = ["--query_embeddings", files[0], "--gallery_embeddings", files[1]]
         return [*flags, "--normalise"]
@@ -304,6 +308,19 @@ MISTAKES = {
         lambda f, w: ["--scores", "a", "--allow_missing"],
         "--allow_missing has no effect",
     ),
+    "a method of ours": (
+        lambda f, w: ["--scores", "a", "--method", "sum"],
+        "--method has no effect",
+    ),
+    "a parameter of ours": (lambda f, w: ["--scores", "a", "--aa", "0.1"], "--aa has no effect"),
+    "no cosine": (
+        lambda f, w: ["--scores", "a", "--no-normalise"],
+        "--normalise has no effect",
+    ),
+    "best rows that no list names": (
+        edited(lambda o: None, "--top_k", "6"),
+        "the lists end at rank 5, before the 6 best rows",
+    ),
     "no file": (lambda f, w: ["--rankings", f / "none.json"], "none.json is no file"),
     "a missing query": (edited(lambda o: o.popitem()), "1 of 70 queries have no list"),
     "an unknown query": (edited(lambda o: o.update(nobody=["d0000001"])), "query ids are unknown"),
@@ -315,6 +332,11 @@ MISTAKES = {
         edited(lambda o: o["query_000003"].append(o["query_000003"][0])),
         "1 images are listed twice",
     ),
+    "an image of another gallery": (
+        edited(lambda o: o["query_000003"].append(o["query_000069"][0])),
+        "1 listed images are not ranked for their query, '4",
+    ),
+    "an empty list": (edited(lambda o: o.update(query_000003=[])), "1 of 70 queries have no list"),
     "a list of lists": (edited(lambda o: o.update(query_000003=[[1]])), "a list of ids, or an"),
     "a score that is none": (
         edited(lambda o: o.update(query_000003={"d0000001": "x"})),
@@ -351,7 +373,8 @@ MISTAKES = {
         "1 ids are given twice, 'gallery_000004'",
     ),
     "a NaN": (embeddings(value=np.nan), "70 rows hold NaN or infinity, the first 1, 2, 3"),
-    "a zero row": (embeddings(zero=41), "row 42 is zero"),
+    "a zero row": (embeddings(zero=41), "g.npy: row 42 is zero"),
+    "a zero query": (embeddings(zero_query=6), "q.npy: row 7 is zero"),
 }
 
 
@@ -383,13 +406,21 @@ def test_missing_queries_score_0_where_that_is_allowed(world, features, tmp_path
     gone = [lists.pop(f"query_{n:06d}") for n in range(35)]
     assert gone
     (tmp_path / "half.json").write_text(json.dumps(lists))
-    flags = ("--rankings", tmp_path / "half.json", "--allow_missing")
+    flags = ("--rankings", tmp_path / "half.json", "--allow_missing", "--top_k", "3")
     done = judge(world, "--external", "half", *flags)
     assert done.returncode == 0, done.stderr
+    with open(world / "results/icir/external_half/top3.csv", newline="") as file:
+        assert [bool(row["path_1"]) for row in csv.DictReader(file)] == [False] * 35 + [True] * 35
     with open(world / "results/icir/external_half/APs.csv", newline="") as file:
         values = [float(row["AP"]) for row in csv.DictReader(file)]
     assert values[:35] == [0.0] * 35
     assert any(values[35:])
+
+
+def test_files_of_another_system_without_its_name(world):
+    for flags in (["--rankings", "a"], ["--scores", "a"], ["--distances"], ["--no-normalise"]):
+        with pytest.raises(UserError, match="has no effect without --external NAME: add it"):
+            run_retrieval.main([*world_arguments(world), *flags])
 
 
 # --- export ------------------------------------------------------------------------------------
@@ -537,7 +568,7 @@ def test_lists_of_cirr_go_out_as_its_server_takes_them(tmp_path, capsys):
     }
     (tmp_path / "lists.json").write_text(json.dumps(lists))
     flags = ["--dataset", "cirr", "--external", "own", *places, "--rankings"]
-    with pytest.raises(UserError, match="4181 lists name an image that is not ranked"):
+    with pytest.raises(UserError, match="4181 listed images are not ranked"):
         run_retrieval.main([str(flag) for flag in [*flags, tmp_path / "lists.json"]])
 
 
