@@ -22,12 +22,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils import UserError, open_text, read_bytes, sha256_file
+from utils_task import WHOLE
 
 if TYPE_CHECKING:
-    from utils_task import Task
+    from utils_task import Picture, Task
 
 IMAGES = "images.jsonl"
 REWRITTEN = "rewritten.jsonl"
@@ -38,7 +39,6 @@ PARTS = {"fashioniq": "category", "genecis": "task"}
 SHOWN = 60  # characters of a text in a message
 
 Captions = tuple[str, ...]
-Box = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,17 @@ class Described:
 def instructions(task: Task) -> list[str]:
     """The text of each query as CIReVL and CVSI give it to a language model.
 
-    FashionIQ: both captions, stripped of ".?, " at both ends, as "a and b".
+    FashionIQ: both captions, joined.
     """
     fields = task.queries.fields
     if task.prompts != "fashioniq":
         return list(task.queries.text)
-    pairs = zip(fields["first"], fields["second"], strict=True)
-    return [f"{first.strip(STRIPPED)} and {second.strip(STRIPPED)}" for first, second in pairs]
+    return list(map(join_captions, fields["first"], fields["second"]))
+
+
+def join_captions(first: str, second: str) -> str:
+    """FashionIQ's two captions, stripped of ".?, " at both ends, as "a and b"."""
+    return f"{first.strip(STRIPPED)} and {second.strip(STRIPPED)}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -101,7 +105,7 @@ def read_described(folder: Path, task: Task) -> Described:
     own = folder / IMAGES
     if own.is_file():
         captions = read_image_captions(own)
-        rows = [captions.get(image) for image in gallery_images(task)]
+        rows = [captions.get(image) for image in task.gallery.pictures()]
         _refuse_missing(own, rows, [str(path) for path in task.gallery.path], "image")
         return Described(rows, {own.name: sha256_file(own)})
     split = split_of(task)
@@ -122,27 +126,6 @@ def part_names(task: Task) -> list[str]:
 def split_of(task: Task) -> str:
     """ "test" if the task's ground truth is hidden, else "val"."""
     return "test" if task.views[task.main_view].positives is None else "val"
-
-
-def query_images(task: Task) -> list[list[tuple[str, Box]]]:
-    """The images of each query, with their boxes: () for whole ones."""
-    boxes = _boxes(task.queries.box, len(task.queries))
-    return [
-        [(path, box) for path in paths]
-        for paths, box in zip(task.queries.images, boxes, strict=True)
-    ]
-
-
-def gallery_images(task: Task) -> list[tuple[str, Box]]:
-    """The image of each gallery row, with its box: () for a whole one."""
-    boxes = _boxes(task.gallery.box, len(task.gallery))
-    return list(zip(task.gallery.path, boxes, strict=True))
-
-
-def _boxes(box: Any, count: int) -> list[Box]:
-    if box is None:
-        return [()] * count
-    return [tuple(corners) if any(corners) else () for corners in box.tolist()]
 
 
 def _refuse_missing(path: Path, rows: Sequence, names: Sequence[str], what: str) -> None:
@@ -193,12 +176,12 @@ def _parse_line(line: str, place: str) -> dict:
     return content
 
 
-def read_image_captions(path: Path) -> dict[tuple[str, Box], Captions]:
-    """The captions of images: (path, box) -> captions, the box () for a whole image.
+def read_image_captions(path: Path) -> dict[Picture, Captions]:
+    """The captions of images: (path, box) -> captions, the box WHOLE of a whole image.
 
     Raises UserError for a line that is not as it should be, and for an image that recurs.
     """
-    found: dict[tuple[str, Box], Captions] = {}
+    found: dict[Picture, Captions] = {}
     for place, content in read_lines(path):
         image = _text(content, "image", place), _box(content, place)
         if image in found:
@@ -232,11 +215,11 @@ def _text(content: Mapping, key: str, place: str) -> str:
     return value
 
 
-def _box(content: Mapping, place: str) -> Box:
+def _box(content: Mapping, place: str) -> tuple[int, ...]:
     box = content.get("box", [])
     if not isinstance(box, list) or len(box) not in (0, 4) or not all(type(n) is int for n in box):
         raise UserError(f"{place}: 'box' is {repr(box)[:SHOWN]}, not four whole numbers")
-    return tuple(box)
+    return tuple(box) or WHOLE
 
 
 def _captions(value: object, place: str) -> Captions:

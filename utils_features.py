@@ -31,6 +31,7 @@ from utils_backbones import (
     split_backbone,
 )
 from utils_model_files import CONFIG_FILE, check_model_files, without_remote_code
+from utils_pickles import one_line
 from utils_text_tower import (
     CausalTextTower,
     PlacedVectors,
@@ -510,7 +511,7 @@ def _load_model(backbone: str, spec: Backbone) -> tuple[torch.nn.Module, Any, An
     except Exception as error:  # the hub, the file and the architecture each raise their own
         raise UserError(
             f"--backbone {backbone}: {_name_files(spec)} could not be loaded "
-            f"({_first_words(error)}); {_loading_advice(spec, error)}"
+            f"({one_line(error)}); {_loading_advice(spec, error)}"
         ) from error
 
 
@@ -542,12 +543,6 @@ def _loading_advice(spec: Backbone, error: Exception) -> str:
         "such a machine (HF_HOME says where it lies; HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE "
         "keep their meaning)"
     )
-
-
-def _first_words(error: Exception, limit: int = 200) -> str:
-    """An error's text on one line, cut to `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 @contextlib.contextmanager

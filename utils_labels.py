@@ -262,7 +262,7 @@ def _with_rows(
 
 def relabel_task(features: Features, task: Task) -> Features:
     """The features of a task for another one of the same folder. Raises UserError as relabel."""
-    manifest, asked = features.manifest or {}, _phrases(task)
+    manifest, asked = features.manifest or {}, task.queries.phrases()
     texts = [text for own in asked for text in own]
     numbers = [number for number, own in enumerate(asked, 1) for _ in own]
     named = {*task.gallery.path, *(path for own in task.queries.images for path in own)}
@@ -282,9 +282,9 @@ def relabel_task(features: Features, task: Task) -> Features:
         if in_gallery
         else _asked(features, "query image", old.queries.images, features.image_row)
     )
-    said = _asked(features, "query text", _phrases(old), features.text_row)
+    said = _asked(features, "query text", old.queries.phrases(), features.text_row)
     images = _find_each(asked, task, task.queries.images)
-    texts = _find_each(said, task, _phrases(task))
+    texts = _find_each(said, task, task.queries.phrases())
     features = replace(features, manifest=manifest | renewed)
     return _with_rows(features, task, images, texts, {"database": rows})
 
@@ -295,10 +295,6 @@ def _find_each(known: Known, task: Task, values: Sequence[Sequence[str]]) -> lis
         [known.find(value, f"{task.name}, query {key}") for value in own]
         for key, own in zip(task.queries.key, values, strict=True)
     ]
-
-
-def _phrases(task: Task) -> list[Sequence[str]]:
-    return task.queries.texts or [(text,) for text in task.queries.text]
 
 
 def _asked(

@@ -1,4 +1,4 @@
-"""Arrays and pickles on disk: what is read of a file before it is known to be what it says.
+"""Arrays, checkpoints and pickles on disk: read before a file is known to be what it says.
 
 The reference's pickles are read with an unpickler that admits arrays, tensors and plain containers
 only. Formats: DESIGN section 2.
@@ -11,10 +11,12 @@ import math
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -134,6 +136,35 @@ def two_dimensional(array: np.ndarray, name: str) -> np.ndarray:
     if not array.size:
         raise UserError(f"{name}: {array.shape} holds no number; make it again")
     return array.astype(np.float32, copy=False)
+
+
+# ---------------------------------------------------------------------------------------------
+# Checkpoints
+# ---------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(path: Path, name: str) -> Any:
+    """What a checkpoint in torch's or safetensors' format holds, tensors on the CPU.
+
+    A large file is mapped, and only what is used of it is read. Raises UserError, which calls the
+    file by `name`, if it holds anything but tensors and plain values; nothing in it is run.
+    """
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(str(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mapped = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a hostile or cut file may raise anything
+        raise UserError(
+            f"{name} is refused: only tensors are read from checkpoints, and nothing in them is "
+            f"run ({refusal_of(error)})"
+        ) from None
 
 
 # ---------------------------------------------------------------------------------------------

@@ -100,11 +100,11 @@ def parse_object(text: str, path: Path, first: int) -> dict:
     """The JSON object of a text that begins at line `first` of a file."""
     where = f"{path}, line {first}"
     try:
-        content = json.loads(text, object_pairs_hook=_distinct)
+        content = json.loads(text, object_pairs_hook=refuse_key_twice)
     except json.JSONDecodeError as error:
         where = f"{path}, line {first + error.lineno - 1}"
         fail(where, f"not one JSON object ({error.msg}, column {error.colno})")
-    except _KeyTwice as error:
+    except KeyTwice as error:
         line = first - 1 + (find_line(text, error.args[0]) or 1)
         fail(f"{path}, line {line}", f"the key {error.args[0]!r} stands twice in one object")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
@@ -112,15 +112,16 @@ def parse_object(text: str, path: Path, first: int) -> dict:
     return require(dict, content, "what stands here", where)
 
 
-class _KeyTwice(Exception):
+class KeyTwice(Exception):
     """A JSON object gives a key twice."""
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict:
+def refuse_key_twice(pairs: list[tuple[str, Any]]) -> dict:
+    """An object of a JSON file, for json.loads. Raises KeyTwice for one with a key twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise _KeyTwice(next(key for key in keys if keys.count(key) > 1))
+        raise KeyTwice(next(key for key in keys if keys.count(key) > 1))
     return values
 
 

@@ -19,6 +19,7 @@ from utils_startup import Late
 
 np = Late("numpy")
 
+WHOLE = (0, 0, 0, 0)  # the box of a whole image
 NO_SET = -1  # as a pool: the whole gallery; as positives, excluded or related: none
 NO_POSITIVES = "without positives, which score 0"  # queries, in a note of their task
 UNREADABLE = "unreadable"  # images that extraction left out, missing ones among them
@@ -111,6 +112,8 @@ class SetBuilder:
 # Images and queries
 # ---------------------------------------------------------------------------------------------
 
+Picture = tuple[str, tuple[int, ...]]  # an image's path, and the box of it that is shown
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -135,6 +138,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.path)
+
+    def pictures(self) -> list[Picture]:
+        """What each row shows; whole images have the box WHOLE."""
+        return list(zip(self.path, _boxes(self.box, len(self)), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,12 +169,27 @@ class QueryTable:
     def __len__(self) -> int:
         return len(self.key)
 
+    def pictures(self) -> list[list[Picture]]:
+        """What the images of each query show; whole ones have the box WHOLE."""
+        boxes = _boxes(self.box, len(self))
+        return [
+            [(path, box) for path in paths] for paths, box in zip(self.images, boxes, strict=True)
+        ]
+
+    def phrases(self) -> Sequence[Sequence[str]]:
+        """The texts of each query that are encoded."""
+        return self.texts or [(text,) for text in self.text]
+
     def labels(self) -> dict[str, Sequence[str]]:
         """The columns that name the queries in tables: header -> Q texts."""
         if self.shown is not None:
             return dict(self.shown)
         first = [images[0] for images in self.images]
         return {"Query": self.key, "Image Query": first, "Text Query": self.text}
+
+
+def _boxes(boxes: np.ndarray | None, count: int) -> Iterable[tuple[int, ...]]:
+    return [WHOLE] * count if boxes is None else map(tuple, boxes.tolist())
 
 
 # ---------------------------------------------------------------------------------------------

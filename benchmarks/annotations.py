@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from utils import UserError, read_bytes, sha256_file
+from utils_records import KINDS, KeyTwice, refuse_key_twice
 
-KINDS = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
 SHOWN = 60  # characters of a wrong value in a message
 
 
@@ -41,18 +41,6 @@ def hash_sources(root: Path, paths: Iterable[Path]) -> dict[str, str]:
     return {path.relative_to(root).as_posix(): sha256_file(path) for path in paths}
 
 
-class _RepeatedKey(Exception):
-    pass
-
-
-def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
-    return content
-
-
 def load_json(path: Path) -> Any:
     """The content of a JSON file.
 
@@ -60,10 +48,10 @@ def load_json(path: Path) -> Any:
     """
     try:
         text = read_bytes(path).decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_distinct_keys)
+        return json.loads(text, object_pairs_hook=refuse_key_twice)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except _RepeatedKey as error:
+    except KeyTwice as error:
         raise UserError(f"{path}: the key {error.args[0]!r} is there twice; mend it") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from None

@@ -28,6 +28,7 @@ from benchmarks.annotations import (
     read_names,
 )
 from utils import UserError
+from utils_captions import join_captions
 from utils_startup import Late
 from utils_task import Column, Group, Images, QueryTable, SetBuilder, Task, View
 
@@ -40,7 +41,6 @@ HOW_TO_GET = (
 )
 CATEGORIES = ("dress", "shirt", "toptee")
 ENDINGS = (".jpg", ".png", ".jpeg")
-STRIPPED = ".?, "
 CATEGORY_MEAN = (Group("category"),)
 COLUMNS = (
     *(Column(f"R@{k}", f"Hit@{k}", groups=CATEGORY_MEAN) for k in (10, 50)),
@@ -58,7 +58,7 @@ def join_both(first: str, second: str) -> tuple[str, ...]:
 
 
 def join_forward(first: str, second: str) -> tuple[str, ...]:
-    return (f"{first.strip(STRIPPED)} and {second.strip(STRIPPED)}",)
+    return (join_captions(first, second),)
 
 
 def join_reversed(first: str, second: str) -> tuple[str, ...]:

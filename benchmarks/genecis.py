@@ -21,7 +21,7 @@ from benchmarks import Benchmark
 from benchmarks.annotations import Entry, find_annotations, first_found, hash_sources, read_entries
 from utils import UserError
 from utils_startup import Late
-from utils_task import Column, Group, Images, QueryTable, SetBuilder, Task, View
+from utils_task import WHOLE, Column, Group, Images, Picture, QueryTable, SetBuilder, Task, View
 
 np = Late("numpy")
 
@@ -45,9 +45,6 @@ PLACES = {  # folder of the task's paths -> where users have it
 }
 KS = (1, 2, 3)
 LARGEST = 1e9  # pixels of a box
-WHOLE = (0, 0, 0, 0)
-
-Picture = tuple[str, tuple[int, int, int, int]]  # path and box
 
 
 def whole_image(entry: Entry) -> Picture:

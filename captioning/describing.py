@@ -14,8 +14,9 @@ from captioning.captioner import Captioner, Sampling, load_captioner
 from captioning.files import refuse_change, write_lines, write_manifest
 from captioning.journal import Journal
 from utils import UserError, select_device
-from utils_captions import IMAGES, Box, gallery_images, query_images, read_image_captions
+from utils_captions import IMAGES, read_image_captions
 from utils_pixels import BadImage, decode_image
+from utils_task import WHOLE, Picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from captioning.source import Reader
     from utils_task import Task
 
-Picture = tuple[str, Box]
 MANIFEST = "images.json"
 PROGRESS = "images.progress.jsonl"
 ENTRY = {"image": str, "box": ([int], None), "captions": ([str], None), "cause": (str, None)}
@@ -65,8 +65,8 @@ def describe_task(
             file.unlink(missing_ok=True)
     if path.exists() or (progress.exists() and progress.stat().st_size):
         refuse_change(manifest, settings.identity)
-    groups = [[picture for own in query_images(task) for picture in own]]
-    groups += [gallery_images(task)] if settings.gallery else []
+    groups = [[picture for own in task.queries.pictures() for picture in own]]
+    groups += [task.gallery.pictures()] if settings.gallery else []
     batches = cut_batches(groups, settings.batch)
     kept = _read_finished(path)
     write_manifest(manifest, settings.identity, {"finished": False})
@@ -95,8 +95,8 @@ def _read_finished(path: Path) -> dict[Picture, dict]:
     }
 
 
-def _entry(path: str, box: Box) -> dict:
-    return {"image": path} | ({"box": list(box)} if box else {})
+def _entry(path: str, box: tuple[int, ...]) -> dict:
+    return {"image": path} | ({"box": list(box)} if any(box) else {})
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class Pictures:
         """The images of a batch, or why one cannot be read."""
         return [self._read(path, box) for path, box in self.batches[number]]
 
-    def _read(self, path: str, box: Box) -> Image.Image | str:
+    def _read(self, path: str, box: tuple[int, ...]) -> Image.Image | str:
         try:
-            return decode_image(self.read(path), box or None)
+            return decode_image(self.read(path), box)
         except FileNotFoundError:
             return "no such file"
         except BadImage as error:
@@ -198,4 +198,4 @@ def _caption_batch(
 
 
 def _picture_of(entry: dict) -> Picture:
-    return entry["image"], tuple(entry.get("box", ()))
+    return entry["image"], tuple(entry.get("box", WHOLE))

@@ -20,7 +20,7 @@ from captioning.chat import Answer, Chat, Question
 from captioning.files import refuse_change, write_lines, write_manifest
 from captioning.journal import Journal
 from utils import UserError, read_bytes, sha256_file
-from utils_captions import IMAGES, REWRITTEN, instructions, query_images, read_image_captions
+from utils_captions import IMAGES, REWRITTEN, instructions, read_image_captions
 
 if TYPE_CHECKING:
     from utils_task import Task
@@ -260,7 +260,7 @@ def read_subjects(task: Task, path: Path) -> list[Subject]:
         raise UserError(f"{path} does not exist: describe the images first, with --captioner")
     captions = read_image_captions(path)
     subjects = []
-    rows = zip(task.queries.key, query_images(task), instructions(task), strict=True)
+    rows = zip(task.queries.key, task.queries.pictures(), instructions(task), strict=True)
     for key, pictures, text in rows:
         missing = [picture for picture in pictures if picture not in captions]
         if missing:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from composed.system import Composer, Options, System
 from composed.tensors import hash_tensors
+from composed.texts import FORMS
 from utils import UserError
 from utils_model_files import without_remote_code
 from utils_pickles import one_line
@@ -34,8 +35,7 @@ class BgeVl(Composer):
         self.context = config.text_config.max_position_embeddings
         self.tokenizer = SimpleTokenizer(context_length=self.context)
         self.preprocess = image_transform(config.vision_config.image_size, is_train=False)
-        dim = config.projection_dim
-        self.query_columns, self.gallery_columns = {"query_composed": dim}, {"database_image": dim}
+        self.dim = config.projection_dim
         weights = hash_tensors(self.network.state_dict())
         self.identity = {"model": "bge-vl", "weights_sha256": weights}
 
@@ -71,6 +71,4 @@ def load(place: str, options: Options) -> BgeVl:
         ) from None
 
 
-SYSTEM = System(
-    load=load, prompts={"": "{caption}", "fashioniq": "{first_as_is} and {second_as_is}"}
-)
+SYSTEM = System(load=load, prompts=FORMS)

@@ -13,19 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from composed.system import CLIP_MEAN, CLIP_STD
 from composed.tensors import count_layers, shape_of
 from utils import UserError
 
 if TYPE_CHECKING:
     from tokenizers import BertWordPieceTokenizer
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+HEAD = 64  # numbers of an attention head, of BERT and of CoVR's vision tower
 VISION_EPS = 1e-6  # of the layers' norms; transformers' default for BLIP is 1e-5
 MAX_TOKENS = 64
 MAX_WORDS = 30
 VOCABULARY = "bert-base-uncased"
-FORMS = {"": "{caption}", "fashioniq": "{first_as_is} and {second_as_is}"}
 
 
 def clean_text(text: str) -> str:
@@ -44,7 +43,7 @@ class Squash:
         from torchvision.transforms import functional
 
         image = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return functional.normalize(functional.to_tensor(image), MEAN, STD)
+        return functional.normalize(functional.to_tensor(image), CLIP_MEAN, CLIP_STD)
 
 
 class Tokens:
@@ -114,6 +113,28 @@ def vision_sizes(state: Mapping[str, Tensor], path: Path, head: int) -> dict[str
         "image_size": patch * math.isqrt(places - 1),
         "patch_size": patch,
         "layer_norm_eps": VISION_EPS,
+    }
+
+
+def bert_sizes(state: Mapping[str, Tensor], bert: str, path: Path, vision: int) -> dict:
+    """A text encoder's configuration, of the shapes that its tensors have.
+
+    bert: what their names begin with; vision: the width of what it looks at. Its heads are 64 wide;
+    transformers' default, 8 heads, gives other features silently.
+    """
+    vocabulary, width = shape_of(state, f"{bert}.embeddings.word_embeddings.weight", 2, path)
+    places, _ = shape_of(state, f"{bert}.embeddings.position_embeddings.weight", 2, path)
+    layers = f"{bert}.encoder.layer."
+    hidden, _ = shape_of(state, f"{layers}0.intermediate.dense.weight", 2, path)
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "encoder_hidden_size": vision,
+        "intermediate_size": hidden,
+        "num_hidden_layers": count_layers(state, layers),
+        "num_attention_heads": width // HEAD,
+        "max_position_embeddings": places,
+        "layer_norm_eps": 1e-12,
     }
 
 

@@ -36,7 +36,7 @@ STEPS, DRAWS, TIMES = 10, 2, 1000
 IMAGE_SCALE, TEXT_SCALE, SOURCE_WEIGHT = 1.5, 7.5, 0.1
 SQUASHED = 512  # pixels a side that a query image is squashed to before CLIP's preprocessing
 MASK = 64 * 64
-CROSS_HEADS, COSINE_SCALE, ROTATED, BUCKETS = 8, 16, 32, 16
+COSINE_SCALE, BUCKETS = 16, 16
 NORM_EPS = 1e-5
 
 
@@ -260,9 +260,7 @@ class CompoDiff(Composer):
         self.network = nn.ModuleList([image.model, self.states])
         self.preprocess = image.preprocess
         self.query_preprocess = SquashFirst(image.preprocess)
-        names = [f"query_composed{f'_draw{n}' if n > 1 else ''}" for n in range(1, len(seeds) + 1)]
-        self.query_columns = dict.fromkeys(names, prior.dim)
-        self.gallery_columns = {"database_image": prior.dim}
+        self.dim = prior.dim
         self.identity = {
             "model": "compodiff",
             "weights_sha256": hash_tensors(prior.w),
@@ -270,6 +268,11 @@ class CompoDiff(Composer):
             "text_tower": text.identity,
             "seeds": list(seeds),
         }
+
+    @property
+    def query_columns(self) -> dict[str, int]:
+        further = (f"query_composed_draw{n}" for n in range(2, len(self.seeds) + 1))
+        return super().query_columns | dict.fromkeys(further, self.dim)
 
     def _features(self, images: Tensor) -> Tensor:
         """CLIP features of preprocessed images, projected, as they are."""

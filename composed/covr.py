@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from composed.blip import (
-    FORMS,
+    HEAD,
     VISION_NAMES,
     Squash,
     Tokens,
+    bert_sizes,
     clean_text,
     drop,
     rename,
@@ -28,41 +29,19 @@ from composed.blip import (
 )
 from composed.system import Composer, Options, System
 from composed.tensors import (
-    count_layers,
     hash_tensors,
     load_into,
     load_tensors,
     require_file,
     shape_of,
 )
+from composed.texts import FORMS
 from utils import UserError
 
-HEAD = 64  # numbers of an attention head, in the vision tower and in the text encoder
 MORE_WORDS = 2  # [DEC], [ENC]
 UNUSED = ("text_encoder_m.", "visual_encoder_m.", "vision_proj_m.", "text_proj_m.", "itm_head.")
 UNUSED = (*UNUSED, "image_queue", "text_queue", "idx_queue", "ptr_queue", "temp", "loss.")
 HOW_TO_GET = "a checkpoint of CoVR is expected, see docs/systems.md"
-
-
-def text_sizes(state: Mapping[str, Tensor], path: Path, vision: int) -> dict:
-    """The text encoder's configuration, of the shapes that its tensors have.
-
-    Its heads are 64 wide: 12 of 768. transformers' default, 8, gives other features silently.
-    """
-    vocabulary, width = shape_of(state, "text_encoder.embeddings.word_embeddings.weight", 2, path)
-    places, _ = shape_of(state, "text_encoder.embeddings.position_embeddings.weight", 2, path)
-    hidden, _ = shape_of(state, "text_encoder.encoder.layer.0.intermediate.dense.weight", 2, path)
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "encoder_hidden_size": vision,
-        "intermediate_size": hidden,
-        "num_hidden_layers": count_layers(state, "text_encoder.encoder.layer."),
-        "num_attention_heads": width // HEAD,
-        "max_position_embeddings": places,
-        "layer_norm_eps": 1e-12,
-        "is_decoder": True,
-    }
 
 
 class Network(nn.Module):
@@ -74,8 +53,10 @@ class Network(nn.Module):
 
         sizes = vision_sizes(state, path, HEAD)
         self.vision_model = BlipVisionModel(BlipVisionConfig(**sizes))
-        text = text_sizes(state, path, sizes["hidden_size"])
-        self.text_encoder = BlipTextModel(BlipTextConfig(**text), add_pooling_layer=False)
+        text = bert_sizes(state, "text_encoder", path, sizes["hidden_size"])
+        self.text_encoder = BlipTextModel(
+            BlipTextConfig(**text, is_decoder=True), add_pooling_layer=False
+        )
         dim, _ = shape_of(state, "text_proj.weight", 2, path)
         self.vision_proj = nn.Linear(sizes["hidden_size"], dim)
         self.text_proj = nn.Linear(text["hidden_size"], dim)
@@ -93,8 +74,7 @@ class Covr(Composer):
         self.tokens = Tokens(path.parent, text.vocab_size, MORE_WORDS)
         self.first = text.vocab_size - 1  # [ENC]
         self.preprocess = Squash(vision.image_size)
-        dim = self.network.text_proj.out_features
-        self.query_columns, self.gallery_columns = {"query_composed": dim}, {"database_image": dim}
+        self.dim = self.network.text_proj.out_features
         self.identity = {"model": "covr", "weights_sha256": hash_tensors(state)}
 
     def _patches(self, images: Tensor) -> Tensor:

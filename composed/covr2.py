@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from composed.blip import (
-    FORMS,
     VISION_NAMES,
     Squash,
     Tokens,
+    bert_sizes,
     clean_text,
     drop,
     rename,
@@ -29,17 +29,16 @@ from composed.blip import (
 )
 from composed.system import Composer, Options, System
 from composed.tensors import (
-    count_layers,
     hash_tensors,
     load_into,
     load_tensors,
     require_file,
     shape_of,
 )
+from composed.texts import FORMS
 from utils import UserError
 
 VISION_HEAD = 88  # numbers of an attention head of the vision tower, 16 of 1408
-HEAD = 64  # of the Q-Former, 12 of 768
 LN_VISION_EPS = 1e-5  # of the norm behind the tower, which is not the layers' 1e-6
 MORE_WORDS = 1  # [DEC]
 UNUSED = ("Qformer.cls.", "itm_head.", "temp", "loss.")
@@ -72,23 +71,8 @@ def _join_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def former_sizes(state: Mapping[str, Tensor], path: Path, vision: int) -> dict:
     """The Q-Former's configuration, of the shapes that its tensors have."""
-    bert = "Qformer.bert"
-    vocabulary, width = shape_of(state, f"{bert}.embeddings.word_embeddings.weight", 2, path)
-    places, _ = shape_of(state, f"{bert}.embeddings.position_embeddings.weight", 2, path)
-    layer = f"{bert}.encoder.layer.0.intermediate.dense.weight"
-    hidden, _ = shape_of(state, layer, 2, path)
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "encoder_hidden_size": vision,
-        "intermediate_size": hidden,
-        "num_hidden_layers": count_layers(state, f"{bert}.encoder.layer."),
-        "num_attention_heads": width // HEAD,
-        "max_position_embeddings": places,
-        "cross_attention_frequency": 2,
-        "use_qformer_text_input": True,
-        "layer_norm_eps": 1e-12,
-    }
+    sizes = bert_sizes(state, "Qformer.bert", path, vision)
+    return {**sizes, "cross_attention_frequency": 2, "use_qformer_text_input": True}
 
 
 class Network(nn.Module):
@@ -155,13 +139,9 @@ class Covr2(Composer):
             raise UserError(f"{gallery[1]} is of another image size than {query[1]}")
         rows = len(of_queries.embeddings.word_embeddings.weight)
         self.tokens = Tokens(query[1].parent, rows, MORE_WORDS)
-        self.preprocess, self.keep = Squash(config.image_size), tokens
-        dim, count = of_queries.text_proj.out_features, of_queries.query_tokens.shape[1]
-        kept = {"tokens": count * dim} if tokens else {}
-        self.query_columns, self.gallery_columns = (
-            {f"{split}_{name}": width for name, width in {first: dim, **kept}.items()}
-            for split, first in (("query", "composed"), ("database", "image"))
-        )
+        self.preprocess = Squash(config.image_size)
+        self.dim, count = of_queries.text_proj.out_features, of_queries.query_tokens.shape[1]
+        self.kept = count * self.dim if tokens else 0
         self.identity = {
             "model": "covr2",
             "weights_sha256": hash_tensors(query[0]),
@@ -169,10 +149,18 @@ class Covr2(Composer):
             "tokens": tokens,
         }
 
+    @property
+    def query_columns(self) -> dict[str, int]:
+        return super().query_columns | ({"query_tokens": self.kept} if self.kept else {})
+
+    @property
+    def gallery_columns(self) -> dict[str, int]:
+        return super().gallery_columns | ({"database_tokens": self.kept} if self.kept else {})
+
     def _row(self, tokens: Tensor) -> Tensor:
         """The mean of the tokens and, where they are kept, all of them."""
         mean = tokens.mean(1)
-        return torch.cat([mean, tokens.flatten(1)], dim=1) if self.keep else mean
+        return torch.cat([mean, tokens.flatten(1)], dim=1) if self.kept else mean
 
     def queries(self, images: Tensor, texts: Sequence[str], numbers: Sequence[int]) -> Tensor:
         ids, mask = (part.to(images.device) for part in self.tokens(texts))

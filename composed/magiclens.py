@@ -25,13 +25,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from composed.system import Composer, Options, System
+from composed.system import CLIP_MEAN, CLIP_STD, Composer, Options, System
 from composed.tensors import count_layers, hash_tensors, require_file
+from composed.texts import FORMS
 from utils import UserError, open_regular
 from utils_pickles import one_line
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 LOGIT_CAP = 50.0
 NORM_EPS = 1e-6
 SOFTPLUS = 1.442695041  # 1 / softplus(0)
@@ -366,7 +365,7 @@ class OwnMaximum:
         pixels = (pixels / (pixels.max() + 1e-12))[None]
         options = {"mode": "bilinear", "antialias": True, "align_corners": False}
         pixels = functional.interpolate(pixels, (self.size, self.size), **options)[0]
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
         return (pixels - mean) / std
 
 
@@ -381,8 +380,7 @@ class MagicLens(Composer):
         self.network = nn.ModuleList([self.clip, self.head])
         self.tokenizer = SimpleTokenizer(context_length=self.clip.context_length)
         self.preprocess = OwnMaximum(self.clip.visual.image_size[0])
-        dim = self.head.query.shape[1]
-        self.query_columns, self.gallery_columns = {"query_composed": dim}, {"database_image": dim}
+        self.dim = self.head.query.shape[1]
         self.identity = {"model": "magiclens", "weights_sha256": hash_tensors(weights)}
 
     def queries(self, images: Tensor, texts: Sequence[str], numbers: Sequence[int]) -> Tensor:
@@ -410,9 +408,8 @@ def load(place: str, options: Options) -> MagicLens:
 SYSTEM = System(
     load=load,
     prompts={
-        "": "{caption}",
+        **FORMS,
         "circo": "find {concept} but {caption}",
-        "fashioniq": "{first_as_is} and {second_as_is}",
         "domains": "find this object in {caption}",
     },
 )

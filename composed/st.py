@@ -20,6 +20,7 @@ from torch.nn import functional
 from benchmarks.annotations import load_json
 from composed.system import Composer, Options, System
 from composed.tensors import hash_tensors
+from composed.texts import FORMS
 from utils import UserError
 from utils_model_files import without_remote_code
 from utils_pickles import one_line
@@ -53,8 +54,7 @@ class SentenceTransformers(Composer):
             raise UserError(f"st:{place} does not read an image and a text at once")
         self.prompts = {"query": options.query_prompt, "document": options.gallery_prompt}
         self.unit = self.network.similarity_fn_name == "cosine"
-        dim = self.network.get_embedding_dimension()
-        self.query_columns, self.gallery_columns = {"query_composed": dim}, {"database_image": dim}
+        self.dim = self.network.get_embedding_dimension()
         self.identity = {
             "model": "sentence-transformers",
             "weights_sha256": hash_tensors(self.network.state_dict()),
@@ -132,6 +132,6 @@ def load(place: str, options: Options) -> SentenceTransformers:
 
 SYSTEM = System(
     load=load,
-    prompts={"": "{caption}", "fashioniq": "{first_as_is} and {second_as_is}"},
+    prompts=FORMS,
     takes=("query_prompt", "gallery_prompt", "trust_remote_code"),
 )

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+# Of the pixels that OpenAI's CLIP takes, red, green and blue from 0 to 1.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -38,17 +42,26 @@ class Composer:
 
     network: the module that is moved to the device. preprocess: image -> tensor, of one shape, or
     image, picklable; query_preprocess: that of query images where it is another. identity: what
-    tells the model from another. query_columns, gallery_columns: the arrays of a row, name of the
-    file -> width. unit: rows are of unit length; False: they are compared as they are.
+    tells the model from another. dim: the width of a query vector and of a gallery vector. unit:
+    rows are of unit length; False: they are compared as they are.
     """
 
     network: torch.nn.Module
     preprocess: Callable[[Image.Image], Any]
     identity: dict[str, Any]
-    query_columns: Mapping[str, int]
-    gallery_columns: Mapping[str, int]
+    dim: int
     query_preprocess: Callable[[Image.Image], Any] | None = None
     unit: bool = True
+
+    @property
+    def query_columns(self) -> dict[str, int]:
+        """The arrays of a query, name of the file -> width."""
+        return {"query_composed": self.dim}
+
+    @property
+    def gallery_columns(self) -> dict[str, int]:
+        """The arrays of a gallery row, name of the file -> width."""
+        return {"database_image": self.dim}
 
     def queries(
         self, images: Tensor | list, texts: Sequence[str], numbers: Sequence[int]
@@ -74,7 +87,7 @@ class System:
 
     load(place, options) -> Composer, on the CPU. prompts: the form of the text by the task's
     prompts, "" for all others, see composed/texts.py; clean: what is done to it then. takes: the
-    Options it reads. note: what is said of texts whose form is not published, by the same names.
+    Options it reads.
     """
 
     load: Callable[[str, Options], Composer]
@@ -120,12 +133,12 @@ class ComposedEncoder:
     @property
     def gallery_columns(self) -> dict[str, int]:
         """The arrays of a gallery row, name of the file -> width."""
-        return dict(self.composer.gallery_columns)
+        return self.composer.gallery_columns
 
     @property
     def query_columns(self) -> dict[str, int]:
         """The arrays of a query, name of the file -> width."""
-        return dict(self.composer.query_columns)
+        return self.composer.query_columns
 
     @property
     def dim(self) -> int:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import UserError
-from utils_pickles import refusal_of
+from utils_pickles import load_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -34,21 +32,7 @@ def load_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """
     import torch
 
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(str(path))
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                mapped = zipfile.is_zipfile(path)
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a hostile or cut file may raise anything
-        raise UserError(
-            f"{path} is refused: only tensors are read from checkpoints, and nothing in them is "
-            f"run ({refusal_of(error)})"
-        ) from None
+    content = load_checkpoint(path, str(path))
     if isinstance(content, Mapping) and key in content:
         content = content[key]
     tensors = (
@@ -61,17 +45,13 @@ def load_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
     return tensors
 
 
-def load_into(
-    module: torch.nn.Module, state: Mapping[str, Tensor], path: Path, unused: Iterable[str] = ()
-) -> None:
-    """Fill a module's weights. unused: beginnings of names of the module that may stay as they are.
+def load_into(module: torch.nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Fill a module's weights, all of them.
 
     Raises UserError for tensors that lack, are left over or have another shape.
     """
-    unused = tuple(unused)
     own = module.state_dict()
-    lost = sorted(name for name in own.keys() - state.keys() if not name.startswith(unused))
-    surplus = sorted(state.keys() - own.keys())
+    lost, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if lost or surplus:
         problem = f"lacks {lost[0]!r}" if lost else f"has {surplus[0]!r}, which is not known"
         raise UserError(f"{path} {problem}: it is of another network")
@@ -81,7 +61,7 @@ def load_into(
                 f"{path}: {name!r} has the shape {tuple(tensor.shape)}, not "
                 f"{tuple(own[name].shape)}: it is of another network"
             )
-    module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+    module.load_state_dict({name: tensor.float() for name, tensor in state.items()})
 
 
 def hash_tensors(tensors: Mapping[str, Any]) -> str:

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from composed.system import System
 from methods.words import fill_forms
 
+# Of most systems: the text as it is, of FashionIQ both captions.
+FORMS = {"": "{caption}", "fashioniq": "{first_as_is} and {second_as_is}"}
+
 
 def form_of(system: System, prompts: str, own: str | None) -> str:
     """The form of the texts of a task. prompts: the task's; own: in place of the published one."""

@@ -25,7 +25,6 @@ from extraction.dataset import (
     TaskWork,
     distinct_values,
     hash_values,
-    query_pictures,
     rows_in,
 )
 from extraction.encoding import Settings
@@ -33,10 +32,10 @@ from extraction.job import Job, Work
 from extraction.labelled import LabelledWork
 from extraction.manifest import describe
 from extraction.parts import Parts, write_arrays
-from extraction.stage import ImageStage, Picture, Rows, Stage, share
+from extraction.stage import ImageStage, Rows, Stage, share
 from methods.words import task_texts
 from utils import write_csv
-from utils_task import Task
+from utils_task import Picture, Task
 
 SHOWN = 60  # characters of a text in a message
 
@@ -116,7 +115,7 @@ class ComposedTask(TaskWork):
     def pairs(self, task: Task) -> list[list[Pair]]:
         """What each query is composed of: its image, or each of several, and its text."""
         texts = query_texts(self.system, self._form, task_texts(task))
-        pictures = query_pictures(task)
+        pictures = task.queries.pictures()
         return [
             [(picture, text) for picture in own] for own, text in zip(pictures, texts, strict=True)
         ]

@@ -32,13 +32,21 @@ from extraction.manifest import describe, identify, is_finished
 from extraction.parts import Parts, cut_ranges, drop_parts, write_array, write_arrays
 from extraction.reading import FileImages
 from extraction.remarks import remark_images, remark_texts, tell_remarks
-from extraction.stage import WHOLE, FileStage, Picture, Rows, Stage, Summary
+from extraction.stage import FileStage, Rows, Stage, Summary
 from extraction.words import ContextWords, read_context_words
 from utils import UserError, publishing, refuse_idle, say, write_csv, write_json
 from utils_labels import relabel_task
 from utils_records import read_manifest
 from utils_storage import load_features
-from utils_task import UNREADABLE, Task, first_rows, save_task, without_images
+from utils_task import (
+    UNREADABLE,
+    WHOLE,
+    Picture,
+    Task,
+    first_rows,
+    save_task,
+    without_images,
+)
 
 if TYPE_CHECKING:
     from composed import ComposedEncoder
@@ -123,35 +131,6 @@ def _how_to_mend(found: Found, lost: str) -> str:
     return found.benchmark.how_to_get
 
 
-# ---------------------------------------------------------------------------------------------
-# Pictures
-# ---------------------------------------------------------------------------------------------
-
-
-def gallery_pictures(task: Task) -> list[Picture]:
-    """What each gallery row shows."""
-    boxes = _boxes(task.gallery.box, len(task.gallery))
-    return list(zip(task.gallery.path, boxes, strict=True))
-
-
-def query_pictures(task: Task) -> list[list[Picture]]:
-    """What the images of each query show."""
-    boxes = _boxes(task.queries.box, len(task.queries))
-    return [
-        [(path, box) for path in paths]
-        for paths, box in zip(task.queries.images, boxes, strict=True)
-    ]
-
-
-def query_phrases(task: Task) -> list[Sequence[str]]:
-    """The texts of each query that are encoded."""
-    return task.queries.texts or [(text,) for text in task.queries.text]
-
-
-def _boxes(boxes: np.ndarray | None, count: int) -> Iterable[tuple[int, ...]]:
-    return [WHOLE] * count if boxes is None else map(tuple, boxes.tolist())
-
-
 def hash_values(values: Iterable[object]) -> str:
     """SHA-256 of what the values are printed as."""
     digest = hashlib.sha256()
@@ -201,7 +180,7 @@ class GalleryWork:
     @functools.cached_property
     def pictures(self) -> list[Picture]:
         """What each row shows."""
-        return gallery_pictures(self.task)
+        return self.task.gallery.pictures()
 
     def stage(self, settings: Settings) -> FileStage:
         """The stage of the gallery's images."""
@@ -319,19 +298,19 @@ class TaskWork:
     @functools.cached_property
     def pictures(self) -> list[Picture]:
         """The distinct query images; none where all of them are in the gallery."""
-        distinct = distinct_values(query_pictures(self.task))
+        distinct = distinct_values(self.task.queries.pictures())
         return [] if set(distinct) <= set(self.gallery.pictures) else distinct
 
     @functools.cached_property
     def phrases(self) -> list[str]:
         """The distinct query texts."""
-        return distinct_values(query_phrases(self.task))
+        return distinct_values(self.task.queries.phrases())
 
     def plan(self, settings: Settings, encoder: Encoder) -> Job:
         """The job of a task; no stages if it is finished."""
         manifest = describe(settings, encoder, "dataset", self.task.name, self.limit)
         sources = {**self.task.sources, self.words.path.name: self.words.sha256}
-        rows = [self.gallery.pictures, query_pictures(self.task), query_phrases(self.task)]
+        rows = [self.gallery.pictures, self.task.queries.pictures(), self.task.queries.phrases()]
         manifest |= {"sources": sources, "context_words": len(self.words.words)}
         manifest |= {"pixels": self.gallery.pixels}
         manifest |= {"rows": hash_values(row for part in rows for row in part)}
@@ -377,7 +356,7 @@ class TaskWork:
 
     def query_stage(self, name: str, settings: Settings) -> tuple[FileStage, dict[Picture, int]]:
         """A stage of the distinct query images, and the item of each."""
-        distinct = distinct_values(query_pictures(self.task))
+        distinct = distinct_values(self.task.queries.pictures())
         table = f"queries of {self.task.name}"
         stage = self.gallery.picture_stage(name, distinct, table, settings)
         return stage, dict(zip(distinct, stage.rows.item_of_row.tolist(), strict=True))
@@ -423,7 +402,7 @@ class TaskWork:
 
     def _remark_texts(self, encoder: Encoder) -> dict:
         """What there is to remark of the query texts, by the numbers of the queries."""
-        asked = query_phrases(self.task)
+        asked = self.task.queries.phrases()
         numbers = [number for number, own in enumerate(asked, 1) for _ in own]
         rows = Rows.of(chain.from_iterable(asked), f"queries of {self.task.name}", numbers)
         images = [self.task.queries.images[number - 1] for number in numbers]
@@ -434,14 +413,14 @@ class TaskWork:
         self, staging: Path, task: Task, arrays: Mapping[str, Stage], parts: Parts, dim: int
     ) -> None:
         """Write the arrays of the queries of a task, and the table of their rows."""
-        images, shown = self._used(self.pictures, query_pictures(task))
-        texts, said = self._used(self.phrases, query_phrases(task))
+        images, shown = self._used(self.pictures, task.queries.pictures())
+        texts, said = self._used(self.phrases, task.queries.phrases())
         for name, keep in {"image": images, "text": texts, "context_text": texts}.items():
             if f"query_{name}" in arrays:
                 stage = arrays[f"query_{name}"]
                 write_array(staging / f"query_{name}.npy", stage, parts, dim, keep)
         if not self.pictures:
-            shown = rows_in(gallery_pictures(task), query_pictures(task))
+            shown = rows_in(task.gallery.pictures(), task.queries.pictures())
         rows = zip(task.queries.key, shown, said, strict=True)
         write_csv(staging / "query.csv", ["key", "image_row", "text_row"], rows)
 

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from extraction.dataset import TaskWork, query_pictures
+from extraction.dataset import TaskWork
 from extraction.encoding import Run, Settings, settle
 from extraction.job import Job
 from extraction.labelled import LabelledWork
 from extraction.manifest import describe, identify, is_finished
 from extraction.parts import Part, Parts, cut_ranges, drop_parts, write_array
-from extraction.stage import ImageStage, Picture, Rows, Stage, Summary
+from extraction.stage import ImageStage, Rows, Stage, Summary
 from utils import UserError, publishing, say, sha256_file, write_json
 from utils_inputs import Input, InputArray, Options, Produced, Words
 from utils_storage import Features
+from utils_task import Picture
 from utils_text_tower import Replacement
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 NO_IMAGE = -1
 SHOWN = 60  # characters of a text in a message
 HALF_PIXELS = "query_image_half_pixels"  # the stage of query images that only words are made of
-
-Item = tuple[tuple[str, ...], int]  # the texts of a row, and the number of its image
 
 
 # ---------------------------------------------------------------------------------------------
@@ -58,7 +57,7 @@ class QueryImages:
         """Those of a data set's features."""
         rows = features.query("image")
         numbers: dict[tuple[Picture, ...], int] = {}
-        asked = map(tuple, query_pictures(features.task))
+        asked = map(tuple, features.task.queries.pictures())
         of = np.array([numbers.setdefault(own, len(numbers)) for own in asked], np.int64)
         first = np.unique(of, return_index=True)[1]
         if rows.of is None:

@@ -25,7 +25,7 @@ from extraction.parts import (
 from extraction.reading import FileImages, index_samples
 from extraction.reference import write_reference_dataset
 from extraction.remarks import remark_images, remark_texts, tell_remarks
-from extraction.stage import WHOLE, FileStage, ImageStage, Rows, ShardStage, Stage, Summary
+from extraction.stage import FileStage, ImageStage, Rows, ShardStage, Stage, Summary
 from extraction.words import ContextWords
 from utils import UserError, publishing, write_csv, write_json
 from utils_datasets import (
@@ -38,6 +38,7 @@ from utils_datasets import (
 from utils_labels import match_rows
 from utils_records import read_manifest
 from utils_storage import load_features
+from utils_task import WHOLE
 
 if TYPE_CHECKING:
     from utils_features import Encoder

@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
     from utils_features import Encoder
 
-WHOLE = (0, 0, 0, 0)  # the box of a whole image
-
-Picture = tuple[str, tuple[int, ...]]  # an image's path, and the box of it that is shown
-
 
 # ---------------------------------------------------------------------------------------------
 # Rows and what became of them

@@ -56,7 +56,11 @@ def read_network(path: Path, network: Network, dim: int, token_dim: int) -> dict
     values are read, nothing in the file is run. Raises UserError for a file that is absent, holds
     anything else or another network, and for a network that does not fit the backbone.
     """
-    content = _load_checkpoint(path)
+    from utils_pickles import load_checkpoint
+
+    if not path.is_file():
+        raise UserError(f"--phi {path} does not exist")
+    content = load_checkpoint(path, f"--phi {path}")
     state = content.get(network.key) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         held = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
@@ -69,29 +73,6 @@ def read_network(path: Path, network: Network, dim: int, token_dim: int) -> dict
     weights = {name: state[name].float() for name in network.tensors}
     _check_shapes(path, network, weights, dim, token_dim)
     return weights
-
-
-def _load_checkpoint(path: Path) -> Any:
-    import warnings
-    import zipfile
-
-    import torch
-
-    from utils_pickles import refusal_of
-
-    if not path.is_file():
-        raise UserError(f"--phi {path} does not exist")
-    try:
-        # A Pic2Word checkpoint holds a whole CLIP and its optimizer: only what is used is read.
-        mapped = zipfile.is_zipfile(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a hostile or cut file may raise anything
-        raise UserError(
-            f"--phi {path} is refused: only tensors are read from checkpoints, and nothing in them "
-            f"is run ({refusal_of(error)})"
-        ) from None
 
 
 def _check_tensors(path: Path, network: Network, state: Mapping[str, Any]) -> None:

@@ -14,14 +14,12 @@ from semantic_world import GOLDEN, needs_golden
 from benchmarks import list_benchmarks
 from utils import UserError
 from utils_captions import (
-    gallery_images,
     instructions,
-    query_images,
     read_described,
     read_image_captions,
     read_rewritten,
 )
-from utils_task import Images, QueryTable, RowSets, Task, View, whole_gallery
+from utils_task import WHOLE, Images, QueryTable, RowSets, Task, View, whole_gallery
 
 ASSETS = GOLDEN / "assets"
 # Task, its folder in the golden world, and the rows of the references' files in its order.
@@ -252,7 +250,7 @@ def test_boxes_tell_images_apart(tmp_path):
         {"image": "a", "captions": "y"},
     ]
     path = write_lines(tmp_path / "images.jsonl", boxes)
-    assert read_image_captions(path) == {("a", (0, 0, 5, 5)): ("x",), ("a", ()): ("y",)}
+    assert read_image_captions(path) == {("a", (0, 0, 5, 5)): ("x",), ("a", WHOLE): ("y",)}
     write_lines(path, [{"image": "a", "box": [1, 2], "captions": ["x"]}])
     with pytest.raises(UserError, match=r"line 1: 'box' is \[1, 2\], not four whole numbers"):
         read_image_captions(path)
@@ -265,5 +263,5 @@ def test_images_of_a_task_and_the_texts_it_gives_to_a_model():
     task = small_task("fashioniq", first=["is red. ", "", "a?"], second=[" and long", "b", ", c"])
     assert instructions(task) == ["is red and and long", " and b", "a and c"]
     assert instructions(small_task()) == ["at night", "with a hat", "in red"]
-    assert query_images(task)[1] == [("q2.jpg", ())]
-    assert gallery_images(task)[3] == ("b.jpg", ())
+    assert task.queries.pictures()[1] == [("q2.jpg", WHOLE)]
+    assert task.gallery.pictures()[3] == ("b.jpg", WHOLE)

@@ -23,7 +23,7 @@ from torch.nn import functional
 import composed
 import create_features
 from composed import blip, compodiff, covr, covr2, find_system, load_composed, magiclens
-from composed.system import Options
+from composed.system import CLIP_MEAN, CLIP_STD, Options
 from composed.tensors import load_tensors
 from composed.texts import form_of, query_texts
 from methods.composed import token_scores
@@ -130,7 +130,7 @@ def own_maximum_not(monkeypatch):
     def wrong(self, image):
         pixels = torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1)[None] / 255
         pixels = functional.interpolate(pixels, (64, 64), mode="bilinear", antialias=True)[0]
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (magiclens.MEAN, magiclens.STD))
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
         return (pixels - mean) / std
 
     monkeypatch.setattr(magiclens.OwnMaximum, "__call__", wrong)
@@ -154,9 +154,9 @@ def no_cap(monkeypatch):
 
 
 def eight_heads(monkeypatch):
-    right = covr.text_sizes
+    right = covr.bert_sizes
     eight = {"num_attention_heads": 8}
-    monkeypatch.setattr(covr, "text_sizes", lambda *given: {**right(*given), **eight})
+    monkeypatch.setattr(covr, "bert_sizes", lambda *given: {**right(*given), **eight})
 
 
 def usual_eps(monkeypatch):
@@ -237,7 +237,7 @@ def test_text_heads_are_twelve_of_the_published_width():
             3072, 768, device="meta"
         ),
     }
-    assert covr.text_sizes(state, Path("x"), 1024)["num_attention_heads"] == 12
+    assert blip.bert_sizes(state, "text_encoder", Path("x"), 1024)["num_attention_heads"] == 12
 
 
 # --- hostile and other files --------------------------------------------------------------------
