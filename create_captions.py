@@ -16,170 +16,35 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import Parser, UserError, add_flag, positive, require_writable, run_command, say
+from utils import (
+    Parser,
+    UserError,
+    add_flag,
+    positive,
+    positive_share,
+    require_writable,
+    run_command,
+    say,
+)
+from utils_backbones import PRECISIONS
 
 if TYPE_CHECKING:
     from captioning.source import Reader
     from utils_task import Task
-
-KEY_ENV = "OPENAI_API_KEY"
-DEFAULTS = {
-    "data_dir": Path("data"),
-    "captions_per_image": 1,
-    "gallery": False,
-    "sample": False,
-    "top_p": 0.9,
-    "temperature": 1.0,
-    "num_beams": 1,
-    "min_new_tokens": 1,
-    "max_new_tokens": 50,
-    "seed": 0,
-    "batch": 16,
-    "workers": 2,
-    "gpu": 0,
-    "precision": "fp32",
-    "on_bad_image": "fail",
-    "style": "cirevl",
-    "max_tokens": 700,
-    "stop": True,
-    "llm_key_env": KEY_ENV,
-    "parallel": 4,
-    "attempts": 8,
-    "first_wait": 1.0,
-    "timeout": 120.0,
-    "overwrite": False,
-}
-# Flags without effect unless the flag that begins the group is there.
-CAPTIONING = (
-    "captions_per_image",
-    "gallery",
-    "captioner_prompt",
-    "sample",
-    "top_p",
-    "temperature",
-    "num_beams",
-    "min_new_tokens",
-    "max_new_tokens",
-    "seed",
-    "batch",
-    "workers",
-    "gpu",
-    "precision",
-    "on_bad_image",
-)
-REWRITING = (
-    "llm_url",
-    "style",
-    "prompt",
-    "added_prompt",
-    "max_tokens",
-    "stop",
-    "llm_key_env",
-    "requests_per_minute",
-    "parallel",
-    "attempts",
-    "first_wait",
-    "timeout",
-)
-
 
 # ---------------------------------------------------------------------------------------------
 # Command line
 # ---------------------------------------------------------------------------------------------
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser. A flag that was not given has the value None, see DEFAULTS."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flag(parser, "dataset", help="name or folder of the data set")
-    add_flag(parser, "data_dir", type=Path, metavar="DIR", help="data sets (default: data)")
-    add_flag(
-        parser,
-        "out",
-        type=Path,
-        metavar="DIR",
-        help="where captions go and are looked for (default: captions/DATASET)",
-    )
-    _switch(parser, "overwrite", "start afresh: leave it to continue")
-    images = parser.add_argument_group("images -> captions (images.jsonl)")
-    add_flag(images, "captioner", help="image-to-text model of transformers: a folder or a name")
-    _switch(images, "gallery", "describe the gallery's images too, as CVSI needs")
-    add_flag(images, "captioner_prompt", metavar="TEXT", help="what it is told (default: nothing)")
-    _switch(images, "sample", "draw captions (nucleus sampling) instead of searching the best")
-    _numbers(
-        images,
-        {
-            "captions_per_image": (positive, "N", "captions an image; CVSI has 15"),
-            "top_p": (share, "P", "nucleus of the sampling"),
-            "temperature": (above_zero, "T", "of the sampling"),
-            "num_beams": (positive, "N", "beams"),
-            "min_new_tokens": (positive, "N", "fewest tokens of a caption"),
-            "max_new_tokens": (positive, "N", "most tokens of a caption"),
-            "seed": (int, "N", "of the sampling"),
-            "batch": (positive, "N", "images at once; sampled captions depend on it"),
-            "workers": (int, "N", "processes that read images"),
-            "gpu": (int, "N", "CUDA device, -1 for the CPU"),
-        },
-    )
-    _choice(images, "precision", ("fp32", "bf16", "fp16"), "arithmetic")
-    _choice(images, "on_bad_image", ("fail", "skip"), "stop, or leave the image out")
-    _add_rewriting(parser.add_argument_group("captions -> rewritten captions (rewritten.jsonl)"))
-    return parser
-
-
-def _add_rewriting(group: argparse._ArgumentGroup) -> None:
-    add_flag(group, "llm", metavar="MODEL", help="language model, by the server's name for it")
-    add_flag(group, "llm_url", metavar="URL", help="server that speaks OpenAI's protocol (.../v1)")
-    _choice(
-        group,
-        "style",
-        ("cirevl", "cvsi"),
-        "whose way of asking and reading: cvsi also asks what is added",
-    )
-    for name, text in {
-        "prompt": "a text that stands before each question (default: our own)",
-        "added_prompt": "cvsi: the same for what is added (default: our own)",
-    }.items():
-        add_flag(group, name, type=Path, metavar="FILE", help=text)
-    add_flag(
-        group,
-        "llm_key_env",
-        metavar="NAME",
-        help=f"variable of the environment that holds the server's key (default: {KEY_ENV})",
-    )
-    _numbers(
-        group,
-        {
-            "max_tokens": (positive, "N", "most tokens of an answer"),
-            "parallel": (positive, "N", "questions at once"),
-            "attempts": (positive, "N", "times a question is asked while the server fails"),
-            "first_wait": (above_zero, "S", "seconds before the second, twice as many each time"),
-            "timeout": (above_zero, "S", "seconds to wait for an answer"),
-        },
-    )
-    add_flag(
-        group,
-        "requests_per_minute",
-        type=above_zero,
-        metavar="N",
-        help="at most so many (default: no limit)",
-    )
-    _switch(group, "stop", "an answer ends at a blank line, as in the published programs")
-
-
-def _numbers(group: argparse._ArgumentGroup, flags: dict[str, tuple]) -> None:
-    for name, (kind, metavar, text) in flags.items():
-        shown = f"{text} (default: {DEFAULTS[name]:g})"
-        add_flag(group, name, type=kind, metavar=metavar, help=shown)
-
-
-def _choice(group: argparse._ArgumentGroup, name: str, choices: tuple, text: str) -> None:
-    add_flag(group, name, choices=choices, help=f"{text} (default: {DEFAULTS[name]})")
-
-
-def _switch(group: argparse._ActionsContainer, name: str, text: str) -> None:
-    shown = f"{text} (default: {'on' if DEFAULTS[name] else 'off'})"
-    add_flag(group, name, action=argparse.BooleanOptionalAction, default=None, help=shown)
+def flag(text: str, default: object = None, **options) -> tuple[object, dict]:
+    """A flag's default, which its help says, and what argparse is told of it."""
+    if isinstance(default, bool):
+        options |= {"action": argparse.BooleanOptionalAction, "default": None}
+        text += f" (default: {'on' if default else 'off'})"
+    elif default is not None:
+        text += f" (default: {f'{default:g}' if isinstance(default, (int, float)) else default})"
+    return default, {"help": text, **options}
 
 
 def above_zero(text: str) -> float:
@@ -189,11 +54,88 @@ def above_zero(text: str) -> float:
     return float(text)
 
 
-def share(text: str) -> float:
-    """A number above 0 and at most 1, for argparse."""
-    if not 0 < float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
-    return float(text)
+# What argparse is told of a number of things, of seconds, of a file.
+COUNT = {"type": positive, "metavar": "N"}
+SECONDS = {"type": above_zero, "metavar": "S"}
+FILE = {"type": Path, "metavar": "FILE"}
+
+# Title and flags of each group, by the flag without which the others of it have no effect.
+GROUPS = {
+    "": (
+        "",
+        {
+            "dataset": flag("name or folder of the data set"),
+            "data_dir": flag("data sets", Path("data"), type=Path, metavar="DIR"),
+            "out": flag(
+                "where captions go and are looked for (default: captions/DATASET)",
+                type=Path,
+                metavar="DIR",
+            ),
+            "overwrite": flag("start afresh: leave it to continue", False),
+        },
+    ),
+    "captioner": (
+        "images -> captions (images.jsonl)",
+        {
+            "captioner": flag("image-to-text model of transformers: a folder or a name"),
+            "gallery": flag("describe the gallery's images too, as CVSI needs", False),
+            "captioner_prompt": flag("what it is told (default: nothing)", metavar="TEXT"),
+            "sample": flag("draw captions (nucleus sampling) instead of searching the best", False),
+            "captions_per_image": flag("captions an image; CVSI has 15", 1, **COUNT),
+            "top_p": flag("nucleus of the sampling", 0.9, type=positive_share, metavar="P"),
+            "temperature": flag("of the sampling", 1.0, type=above_zero, metavar="T"),
+            "num_beams": flag("beams", 1, **COUNT),
+            "min_new_tokens": flag("fewest tokens of a caption", 1, **COUNT),
+            "max_new_tokens": flag("most tokens of a caption", 50, **COUNT),
+            "seed": flag("of the sampling", 0, type=int, metavar="N"),
+            "batch": flag("images at once; sampled captions depend on it", 16, **COUNT),
+            "workers": flag("processes that read images", 2, type=int, metavar="N"),
+            "gpu": flag("CUDA device, -1 for the CPU", 0, type=int, metavar="N"),
+            "precision": flag("arithmetic", "fp32", choices=tuple(PRECISIONS)),
+            "on_bad_image": flag("stop, or leave the image out", "fail", choices=("fail", "skip")),
+        },
+    ),
+    "llm": (
+        "captions -> rewritten captions (rewritten.jsonl)",
+        {
+            "llm": flag("language model, by the server's name for it", metavar="MODEL"),
+            "llm_url": flag("server that speaks OpenAI's protocol (.../v1)", metavar="URL"),
+            "style": flag(
+                "whose way of asking and reading: cvsi also asks what is added",
+                "cirevl",
+                choices=("cirevl", "cvsi"),
+            ),
+            "prompt": flag("a text that stands before each question (default: our own)", **FILE),
+            "added_prompt": flag("cvsi: the same for what is added (default: our own)", **FILE),
+            "llm_key_env": flag(
+                "variable of the environment that holds the server's key",
+                "OPENAI_API_KEY",
+                metavar="NAME",
+            ),
+            "max_tokens": flag("most tokens of an answer", 700, **COUNT),
+            "parallel": flag("questions at once", 4, **COUNT),
+            "attempts": flag("times a question is asked while the server fails", 8, **COUNT),
+            "first_wait": flag(
+                "seconds before the second, twice as many each time", 1.0, **SECONDS
+            ),
+            "timeout": flag("seconds to wait for an answer", 120.0, **SECONDS),
+            "requests_per_minute": flag(
+                "at most so many (default: no limit)", type=above_zero, metavar="N"
+            ),
+            "stop": flag("an answer ends at a blank line, as in the published programs", True),
+        },
+    ),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser. A flag that was not given has the value None, see GROUPS."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for title, flags in GROUPS.values():
+        group = parser.add_argument_group(title) if title else parser
+        for name, (_, options) in flags.items():
+            add_flag(group, name, **options)
+    return parser
 
 
 def read_arguments(argv: list[str]) -> argparse.Namespace:
@@ -206,8 +148,9 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
         raise UserError("--dataset is missing: a benchmark's name, or a folder")
     if args.captioner is None and args.llm is None:
         raise UserError("give --captioner MODEL, or --llm MODEL with --llm_url URL, or all three")
-    for first, names in (("captioner", CAPTIONING), ("llm", REWRITING)):
-        idle = [name for name in names if getattr(args, name) is not None]
+    for first in ("captioner", "llm"):
+        _, flags = GROUPS[first]
+        idle = [name for name in flags if getattr(args, name) is not None]
         if getattr(args, first) is None and idle:
             raise UserError(f"--{idle[0]} has no effect without --{first}: add it, or leave it")
     if args.llm is not None and args.llm_url is None:
@@ -217,9 +160,10 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
             raise UserError(f"--{name} has no effect without --{needed}: add it, or leave it")
     if args.added_prompt and args.style != "cvsi":
         raise UserError("--added_prompt has no effect without --style cvsi: add it, or leave it")
-    for name, value in DEFAULTS.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    for _, flags in GROUPS.values():
+        for name, (default, _) in flags.items():
+            if getattr(args, name) is None:
+                setattr(args, name, default)
     if args.captions_per_image > args.num_beams and not args.sample:
         raise UserError(
             f"--captions_per_image {args.captions_per_image}: without --sample that takes as many "

@@ -145,6 +145,17 @@ class Plan:
         """Write tables, print them, warn."""
         raise NotImplementedError
 
+    def write_one(
+        self, judged: Evaluation, notes: Sequence[str], facts: Mapping, output: Output
+    ) -> None:
+        """Write the one run of a plan that has no more. notes: further ones than in the facts."""
+        notes = [facts.get("notes"), *notes]
+        facts = {**facts, "notes": "; ".join(filter(None, notes))}
+        write_runs(self.results, [judged], facts, output)
+        print(f"written to {self.folder}")
+        if output.page:
+            print(output.page(self.folder, [judged]))
+
 
 # ---------------------------------------------------------------------------------------------
 # One run, or all methods
@@ -175,14 +186,9 @@ class SinglePlan(Plan):
 
     def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
         judged, said = mean_of_draws(evaluations)
-        evaluations = [judged]
         for line in said:
             output.tell(line)
-        facts = {**facts, "notes": "; ".join(filter(None, [facts.get("notes"), *said]))}
-        write_runs(self.results, evaluations, facts, output)
-        print(f"written to {self.folder}")
-        if output.page:
-            print(output.page(self.folder, evaluations))
+        self.write_one(judged, said, facts, output)
 
 
 @dataclass(frozen=True)

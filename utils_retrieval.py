@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -521,6 +522,14 @@ class Method:
         """The query features that a run of these parameters reads."""
         contextual = getattr(parameters, "contextualize", False)
         return tuple("context_text" if contextual and n == "text" else n for n in self.reads)
+
+
+def similarity_scores(
+    points: Sequence, queries: Queries, gallery: Gallery, name: str
+) -> Iterator[Tensor]:
+    """V X' of the query features of that name, for every point: yields (Q, N)."""
+    [similarity] = queries.similarities(gallery, name)
+    yield from repeat(similarity, len(points))
 
 
 def once_each(items: Sequence, key: Callable[[Any], Hashable], make: Callable[[Any], Any]) -> list:

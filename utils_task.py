@@ -104,6 +104,10 @@ class SetBuilder:
             self._sets.append(rows)
         return number
 
+    def each(self, sets: Iterable[Iterable[int]]) -> np.ndarray:
+        """The numbers of several sets, int64 (n,)."""
+        return np.fromiter(map(self, sets), np.int64)
+
     def done(self) -> RowSets:
         return RowSets.of(self._sets)
 

@@ -24,7 +24,6 @@ from benchmarks.annotations import (
     read_entries,
 )
 from utils import UserError
-from utils_startup import Late
 from utils_task import (
     Column,
     Group,
@@ -36,8 +35,6 @@ from utils_task import (
     View,
     whole_gallery,
 )
-
-np = Late("numpy")
 
 HOW_TO_GET = (
     "the annotations come with `python3 data/download.py circo`, the pictures are COCO's: "
@@ -58,17 +55,13 @@ def read(root: Path, name: str, split: str) -> Task:
     entries = read_entries(annotations)
     paths, rows = _read_gallery(image_info)
     sets = SetBuilder()
-
-    def numbers(rows_of) -> np.ndarray:
-        return np.array([sets(rows_of(entry)) for entry in entries], np.int64)
-
     references = [entry.find("reference_img_id", int, rows) for entry in entries]
     hidden, tags = split == "test", {}
     views, columns = {"all": View(None)}, ()
     if not hidden:
-        every = numbers(lambda entry: entry.find_each("gt_img_ids", int, rows))
-        target = numbers(lambda entry: [entry.find("target_img_id", int, rows)])
-        reference = np.array([sets([row]) for row in references], np.int64)
+        every = sets.each(entry.find_each("gt_img_ids", int, rows) for entry in entries)
+        target = sets.each([entry.find("target_img_id", int, rows)] for entry in entries)
+        reference = sets.each([row] for row in references)
         views = {
             "all": View(every),
             "target": View(target),

@@ -25,7 +25,6 @@ from benchmarks.annotations import (
     read_entries,
 )
 from utils import UserError
-from utils_startup import Late
 from utils_task import (
     Column,
     Images,
@@ -37,8 +36,6 @@ from utils_task import (
     View,
     whole_gallery,
 )
-
-np = Late("numpy")
 
 HOW_TO_GET = (
     "the annotations come with `python3 data/download.py cirr`, the pictures are NLVR2's: ask for "
@@ -64,14 +61,10 @@ def read(root: Path, name: str, split: str) -> Task:
     entries, paths = read_entries(captions), _read_split(splits)
     rows = {image: row for row, image in enumerate(paths)}
     sets = SetBuilder()
-
-    def numbers(rows_of) -> np.ndarray:
-        return np.array([sets(rows_of(entry)) for entry in entries], np.int64)
-
-    reference = numbers(lambda entry: [entry.find("reference", str, rows)])
-    group = numbers(lambda entry: entry.of("img_set").find_each("members", str, rows))
+    reference = sets.each([entry.find("reference", str, rows)] for entry in entries)
+    group = sets.each(entry.of("img_set").find_each("members", str, rows) for entry in entries)
     hidden = split == "test1"
-    target = None if hidden else numbers(lambda entry: [_find_target(entry, rows)])
+    target = None if hidden else sets.each([_find_target(entry, rows)] for entry in entries)
     return Task(
         name=name,
         gallery=Images(list(paths.values()), own_mode=True),

@@ -100,7 +100,7 @@ def read(root: Path) -> Task:
     _check_ids(queries)
     table = _query_table(queries)
     _check_groups(settings, len(queries), table.tags)
-    numbers = {key: np.array([sets(query.rows[key]) for query in queries]) for key in ROW_KEYS}
+    numbers = {key: sets.each(query.rows[key] for query in queries) for key in ROW_KEYS}
     some = {key: found if (found != NO_SET).any() else None for key, found in numbers.items()}
     return Task(
         name=settings.name,

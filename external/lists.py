@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from external.ids import (
 from utils import UserError, open_regular, read_bytes
 from utils_pickles import one_line
 from utils_task import NO_SET, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HEADERS = ("version", "metric")  # of CIRR's files, beside the queries
 
@@ -210,21 +214,26 @@ def _trec_rows(text: str, path: Path) -> Iterator[tuple[str, str, float | None]]
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, str, float | None]]:
-    try:
-        import pandas as pd
-
-        with open_regular(path) as file:
-            table = pd.read_parquet(file)
-    except ImportError:
-        raise UserError(f"{path}: to read parquet, pip install pyarrow") from None
-    except Exception as error:  # pyarrow raises its own kinds
-        raise UserError(f"{path} cannot be read ({one_line(error)})") from None
+    table = read_parquet(path)
     if not {"query_id", "gallery_id"} <= set(table.columns):
         raise UserError(f"{path}: the columns query_id and gallery_id (and score) are expected")
     scores = table["score"].tolist() if "score" in table else [None] * len(table)
     yield from zip(
         table["query_id"].astype(str), table["gallery_id"].astype(str), scores, strict=True
     )
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A table in parquet. Raises UserError if it cannot be read, or pyarrow is not there."""
+    try:
+        import pandas as pd
+
+        with open_regular(path) as file:
+            return pd.read_parquet(file)
+    except ImportError:
+        raise UserError(f"{path}: to read parquet, pip install pyarrow") from None
+    except Exception as error:  # pyarrow raises its own kinds
+        raise UserError(f"{path} cannot be read ({one_line(error)})") from None
 
 
 def _collect(

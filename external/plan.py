@@ -14,7 +14,7 @@ from external.results import External, ExternalFiles, read_external
 from utils import UserError, file_safe
 from utils_backbones import Places
 from utils_evaluation import Evaluation, Ranking, plan_columns
-from utils_plans import Output, Plan, Tell, WhyNot, mean_of_draws, write_runs
+from utils_plans import Output, Plan, Tell, WhyNot, mean_of_draws
 from utils_retrieval import NoParameters
 from utils_runs import Run
 from utils_storage import Features, features_folder, without_features
@@ -60,7 +60,6 @@ class ExternalPlan(Plan):
         return replace(self, external=external), external.features
 
     def write(self, evaluations: list[Evaluation], facts: Mapping, output: Output) -> None:
-        notes = [facts.get("notes"), *self.external.lines]
         evaluations = [without_missing(e, self.external.missing) for e in evaluations]
         if self.external.truncated is not None:
             _refuse_beyond(evaluations[0].main, self.external.truncated)
@@ -69,11 +68,7 @@ class ExternalPlan(Plan):
             judged, said = mean_of_draws(evaluations)
         for line in said:
             output.tell(line)
-        facts = {**facts, "notes": "; ".join(filter(None, [*notes, *said]))}
-        write_runs(self.results, [judged], facts, output)
-        print(f"written to {self.folder}")
-        if output.page:
-            print(output.page(self.folder, [judged]))
+        self.write_one(judged, [*self.external.lines, *said], facts, output)
 
 
 def without_missing(evaluation: Evaluation, missing: np.ndarray | None) -> Evaluation:

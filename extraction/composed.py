@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import numpy as np
-
 from composed import ComposedEncoder, System
 from composed.texts import form_of, query_texts
 from extraction.dataset import (
@@ -25,7 +23,7 @@ from extraction.dataset import (
     TaskWork,
     distinct_values,
     hash_values,
-    rows_in,
+    used_rows,
 )
 from extraction.encoding import Settings
 from extraction.job import Job, Work
@@ -141,11 +139,8 @@ class ComposedTask(TaskWork):
     def _write_queries(
         self, staging: Path, task: Task, arrays: Mapping[str, Stage], parts: Parts, dim: int
     ) -> None:
-        asked = self.pairs(task)
-        used = set(distinct_values(asked))
-        keep = np.array([pair in used for pair in self.distinct], bool)
+        keep, rows = used_rows(self.distinct, self.pairs(task))
         write_arrays(staging, arrays["query_image"], parts, dim, keep)
-        rows = rows_in([pair for pair in self.distinct if pair in used], asked)
         table = zip(task.queries.key, rows, strict=True)
         write_csv(staging / "query.csv", ["key", "composed_row"], table)
 

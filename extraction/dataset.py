@@ -413,8 +413,8 @@ class TaskWork:
         self, staging: Path, task: Task, arrays: Mapping[str, Stage], parts: Parts, dim: int
     ) -> None:
         """Write the arrays of the queries of a task, and the table of their rows."""
-        images, shown = self._used(self.pictures, task.queries.pictures())
-        texts, said = self._used(self.phrases, task.queries.phrases())
+        images, shown = used_rows(self.pictures, task.queries.pictures())
+        texts, said = used_rows(self.phrases, task.queries.phrases())
         for name, keep in {"image": images, "text": texts, "context_text": texts}.items():
             if f"query_{name}" in arrays:
                 stage = arrays[f"query_{name}"]
@@ -423,14 +423,6 @@ class TaskWork:
             shown = rows_in(task.gallery.pictures(), task.queries.pictures())
         rows = zip(task.queries.key, shown, said, strict=True)
         write_csv(staging / "query.csv", ["key", "image_row", "text_row"], rows)
-
-    @staticmethod
-    def _used(distinct: list, asked: list[Sequence]) -> tuple[np.ndarray, list[str]]:
-        """Which of the distinct pictures or texts the queries use, bool; and each query's rows."""
-        used = set(distinct_values(asked))
-        keep = np.array([value in used for value in distinct], bool)
-        kept = [value for value in distinct if value in used]
-        return keep, rows_in(kept, asked) if kept else []
 
     def _renew(self, skipped: list[dict]) -> None:
         """Write the task of finished features again if it is judged otherwise than it was then."""
@@ -446,6 +438,16 @@ class TaskWork:
         if not same:
             save_task(task, self.folder)
             print(f"{self.folder}: the task was written anew; its features are as they were")
+
+
+def used_rows(distinct: Sequence, asked: Sequence[Sequence]) -> tuple[np.ndarray, list[str]]:
+    """Which of the distinct pictures or texts queries use, bool (d,); and the rows of each query's
+    among these, as query.csv has them: none where there are none.
+    """
+    used = set(distinct_values(asked))
+    keep = np.array([value in used for value in distinct], bool)
+    kept = [value for value in distinct if value in used]
+    return keep, rows_in(kept, asked) if kept else []
 
 
 def rows_in(values: Sequence, asked: Iterable[Sequence]) -> list[str]:

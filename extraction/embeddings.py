@@ -23,6 +23,8 @@ import numpy as np
 from benchmarks import find_dataset
 from external.arrays import refuse_not_finite
 from external.ids import first_three, match_ids, query_ids, read_ids, refuse_repeated
+from external.lists import read_parquet
+from extraction.dataset import distinct_values, rows_in
 from extraction.manifest import list_versions
 from utils import UserError, publishing, sha256_file, write_csv, write_json
 from utils_backbones import backbone_folder
@@ -69,14 +71,12 @@ def convert_embeddings(
         "database_image": _by_name(gallery, list(task.gallery.path), "gallery").astype(dtype),
         "query_text": _by_name(texts, query_ids(task), "query"),
     }
-    asked = list(dict.fromkeys(path for own in task.queries.images for path in own))
+    asked = distinct_values(task.queries.images)
     if IMAGES in given:
         arrays[IMAGES] = _by_name(given[IMAGES], asked, "query image")
-        row_of = {path: row for row, path in enumerate(asked)}
     else:
         _refuse_absent(asked, task, source)
-        row_of = {path: row for row, path in reversed(list(enumerate(task.gallery.path)))}
-    shown = [" ".join(str(row_of[path]) for path in own) for own in task.queries.images]
+    shown = rows_in(asked if IMAGES in given else task.gallery.path, task.queries.images)
     files = sorted({file for part in given.values() for file in part.files})
     model = {
         "model": "embeddings",
@@ -182,14 +182,7 @@ def _number(path: Path) -> int:
 
 
 def _metadata(path: Path) -> list[str]:
-    try:
-        import pandas as pd
-
-        table = pd.read_parquet(path)
-    except ImportError:
-        raise UserError(f"{path}: to read parquet, pip install pyarrow") from None
-    except Exception as error:  # pyarrow raises its own kinds
-        raise UserError(f"{path} cannot be read ({error})") from None
+    table = read_parquet(path)
     if "image_path" not in table:
         raise UserError(f"{path} has no column image_path: {', '.join(map(str, table.columns))}")
     return [str(name) for name in table["image_path"]]

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from live.gallery import LiveGallery, LiveRows, role_of
+from live.gallery import Kept, LiveGallery, LiveRows, role_of
 from utils import UserError, atomic_path
 from utils_retrieval import Gallery, Rows
 
@@ -94,7 +94,7 @@ class Candidates:
     rows: LiveRows
     index: Any
     most: int
-    _kept: dict[bytes, CandidateGallery] = field(default_factory=dict, repr=False)
+    _kept: Kept = field(default_factory=partial(Kept, GALLERIES_KEPT), repr=False)
 
     @classmethod
     def open(cls, rows: Rows, most: int, path: Path, say: Callable[[str], None]) -> Candidates:
@@ -123,12 +123,12 @@ class Candidates:
 
         asked = torch.cat(list(vectors)).unique(dim=0)
         key = asked.numpy().tobytes()
-        if key not in self._kept:
+
+        def find() -> CandidateGallery:
             rows = self._find(asked, self.most)
-            self._kept[key] = CandidateGallery({"image": self._select(rows)}, rows, of=self)
-            while len(self._kept) > GALLERIES_KEPT:
-                self._kept.pop(next(iter(self._kept)))
-        found = self._kept[key]
+            return CandidateGallery({"image": self._select(rows)}, rows, of=self)
+
+        found = self._kept.get_or(key, find)
         found.asked.clear()
         found.fused.clear()
         return found

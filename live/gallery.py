@@ -6,10 +6,10 @@ A method asks a gallery for similarities, whoever it is; none of its formulas is
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -129,12 +129,33 @@ def find_again(first: np.ndarray) -> np.ndarray:
     return np.delete(np.arange(len(first)), np.unique(first, return_index=True)[1])
 
 
+class Kept(OrderedDict):
+    """What was made last, at most so many."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most = most
+
+    def get_or(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What is kept under a key, or what make yields, which then is."""
+        if key not in self:
+            self[key] = make()
+            self.drop_oldest(self.most)
+        self.move_to_end(key)
+        return self[key]
+
+    def drop_oldest(self, most: int) -> None:
+        """Keep at most so many."""
+        while len(self) > most:
+            self.popitem(last=False)
+
+
 @dataclass(frozen=True, eq=False)
 class LiveGallery(Gallery):
     """A gallery that keeps its latest products: vectors that come again take none."""
 
-    _kept: OrderedDict = field(default_factory=OrderedDict, repr=False)
-    _nearest: OrderedDict = field(default_factory=OrderedDict, repr=False)
+    _kept: Kept = field(default_factory=partial(Kept, FEWEST), repr=False)
+    _nearest: Kept = field(default_factory=partial(Kept, FEWEST), repr=False)
     _expected: dict = field(default_factory=dict, repr=False)
 
     @property
@@ -162,7 +183,7 @@ class LiveGallery(Gallery):
         for key in keys.values():
             self._kept.move_to_end(key)
         found = {name: self._kept[key] for name, key in keys.items()}
-        _drop_oldest(self._kept, self.most_kept)
+        self._kept.drop_oldest(self.most_kept)
         return found
 
     def similarities(
@@ -173,10 +194,8 @@ class LiveGallery(Gallery):
 
     def nearest(self, vectors: Tensor, k: int, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
         key = (_content(vectors), _content(mean), k)
-        if key not in self._nearest:
-            self._nearest[key] = self.find_nearest(vectors, k, mean)
-            _drop_oldest(self._nearest, FEWEST)
-        return tuple(part.clone() for part in self._nearest[key])
+        found = self._nearest.get_or(key, partial(self.find_nearest, vectors, k, mean))
+        return tuple(part.clone() for part in found)
 
     def find_nearest(self, vectors: Tensor, k: int, mean: Tensor | None) -> tuple[Tensor, Tensor]:
         """What nearest keeps."""
@@ -200,11 +219,6 @@ def find_best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values = torch.stack([own.values for own in best])
     found = [some[own.indices] for some, own in zip(places, best, strict=True)]
     return values, torch.stack(found)
-
-
-def _drop_oldest(kept: OrderedDict, most: int) -> None:
-    while len(kept) > most:
-        kept.popitem(last=False)
 
 
 def _content(vectors: Tensor | None) -> bytes | None:

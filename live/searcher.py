@@ -11,8 +11,7 @@ import hashlib
 import re
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 
 from live.candidates import Candidates
 from live.choices import Choices
-from live.gallery import Heard, LiveGallery, find_again, first_rows, grid_of, open_rows
+from live.gallery import Heard, Kept, LiveGallery, find_again, first_rows, grid_of, open_rows
 from live.threads import at_once
 from methods import find_method
 from utils import UserError, say
@@ -55,8 +54,7 @@ class Shown:
     """A query image. key: what the page calls it. path: as a task names it.
 
     vector: float32 (D,), as the model gives it. row: of the gallery, -1 where it is in none. query:
-    of the data set's own queries, -1 for another. split: of which the images' store has it, or None
-    with the bytes in `data`.
+    of the data set's own queries, -1 for another. data: its bytes, where a visitor has brought it.
     """
 
     key: str
@@ -122,23 +120,6 @@ class Ranked:
     remark: str = ""
     level: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
-
-
-class Kept(OrderedDict):
-    """What was made last, at most so many."""
-
-    def __init__(self, most: int):
-        super().__init__()
-        self.most = most
-
-    def get_or(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What is kept under a key, or what make yields, which then is."""
-        if key not in self:
-            self[key] = make()
-            while len(self) > self.most:
-                self.popitem(last=False)
-        self.move_to_end(key)
-        return self[key]
 
 
 class Searcher:

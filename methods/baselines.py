@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from utils_retrieval import (
@@ -16,6 +17,7 @@ from utils_retrieval import (
     TextParameters,
     flag,
     name_of_texts,
+    similarity_scores,
 )
 
 if TYPE_CHECKING:
@@ -34,13 +36,6 @@ class ProductParameters(TextParameters):
     """Flags of product."""
 
     clamp: bool = flag(True, "product: similarities below zero count as zero", word="clamp")
-
-
-def image_scores(points: Sequence, queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
-    """I X', for every point: yields (Q, N)."""
-    [similarity] = queries.similarities(gallery, "image")
-    for _ in points:
-        yield similarity
 
 
 def text_scores(points: Sequence, queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
@@ -98,7 +93,7 @@ METHODS = (
     Method(
         "image",
         NoParameters,
-        image_scores,
+        partial(similarity_scores, name="image"),
         "similarity to the query image",
         reads=("image",),
         by_features=True,

@@ -18,13 +18,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from methods.words import PHI, Inversion, fill_prompts, make_words
 from utils import UserError, sha256_file
 from utils_captions import Rewritten, read_described, read_rewritten
 from utils_inputs import Input, InputArray, Options, Produced, Widths
-from utils_retrieval import Fusion, Gallery, Method, NoParameters, Parts, Queries, flag
+from utils_retrieval import (
+    Fusion,
+    Gallery,
+    Method,
+    NoParameters,
+    Parts,
+    Queries,
+    flag,
+    similarity_scores,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,15 +67,6 @@ def _with_image(task: Task) -> np.ndarray | None:
     if task.prompts != "genecis":
         return None
     return np.array([label == WITH_IMAGE for label in task.queries.tags["task"]])
-
-
-def cirevl_scores(
-    points: Sequence[NoParameters], queries: Queries, gallery: Gallery
-) -> Iterator[Tensor]:
-    """q X' for every point: yields (Q, N)."""
-    [similarity] = queries.similarities(gallery, "cirevl")
-    for _ in points:
-        yield similarity
 
 
 # ---------------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ METHODS = (
     Method(
         "cirevl",
         NoParameters,
-        cirevl_scores,
+        partial(similarity_scores, name="cirevl"),
         "the query image's caption, rewritten as the query text asks",
         reads=("cirevl",),
         inputs={"cirevl": Input(produce_cirevl, needs=("captions",))},

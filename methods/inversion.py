@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from methods.words import IM2TEXT, PHI, Inversion, fill_prompts, make_words, texts_of
 from utils import sha256_file
 from utils_inputs import Input, InputArray, Options, Produced, Widths
-from utils_retrieval import Gallery, Method, NoParameters, Queries
+from utils_retrieval import Gallery, Method, NoParameters, Queries, similarity_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,15 +67,6 @@ def produce_text(task: Task, encoder: Widths, options: Options) -> Produced:
     return Produced([InputArray("query_pic2word_text", texts)], {"prompt": list(prompts)})
 
 
-def scores(
-    points: Sequence[NoParameters], queries: Queries, gallery: Gallery, name: str
-) -> Iterator[Tensor]:
-    """q X' for every point: yields (Q, N)."""
-    [similarity] = queries.similarities(gallery, name)
-    for _ in points:
-        yield similarity
-
-
 def mixture_scores(
     points: Sequence[NoParameters], queries: Queries, gallery: Gallery
 ) -> Iterator[Tensor]:
@@ -98,7 +89,7 @@ METHODS = (
         Method(
             name,
             NoParameters,
-            partial(scores, name=name),
+            partial(similarity_scores, name=name),
             SUMMARIES[name],
             reads=(name,),
             inputs={name: Input(partial(produce, name=name), needs=("phi",), takes=("prompt",))},
@@ -108,7 +99,7 @@ METHODS = (
     Method(
         "pic2word_text",
         NoParameters,
-        partial(scores, name="pic2word_text"),
+        partial(similarity_scores, name="pic2word_text"),
         "Pic2Word's prompt without the word: the text row of its table",
         reads=("pic2word_text",),
         inputs=TEXT_INPUT,

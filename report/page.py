@@ -41,7 +41,6 @@ def write_report(
     *,
     about: Mapping[str, str | Sequence[str]] | None = None,
     cache: Path | None = None,
-    workers: int | None = None,
     viewed: bool = False,
 ) -> Path:
     """Write a page of every query's ranked images, one method or several side by side.
@@ -56,8 +55,6 @@ def write_report(
     about: facts of the run, by name: a text, or lines.
     cache: folder of thumbnails that outlives the report and that several reports share (files are
     linked from it, or copied); `thumbnails` beside the report's folder by default.
-    workers: threads that make thumbnails (Pillow lets go of the interpreter lock); by default one a
-    core, at most 16.
     viewed: the images were encoded as a viewer shows them, and are shown so.
     Returns the path of index.html. An image that cannot be read is shown as a box with its name;
     how many there are is said on stderr.
@@ -67,7 +64,7 @@ def write_report(
     with whole_folder(folder) as building:
         shown = collect_report(evaluations, top_k)
         place = building / "thumbnails"
-        pictures = make_thumbnails(images, shown.wanted(), cache, place, workers, viewed)
+        pictures = make_thumbnails(images, shown.wanted(), cache, place, viewed)
         say_what_is_missing(pictures)
         write_plots(building / "plots", evaluations)
         wanted = {crop.path: images.file(crop.path) for crop in pictures}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # 1,883 * (16 * 8,000 + 16,000) bytes = 271 MB; in practice it stays far below.
 THUMBNAILS = {"query": (240, 16_000), "database": (160, 8_000)}
 QUALITIES = (78, 60, 40, 20, 0)  # of WebP, tried in turn until the bytes suffice (noise needs 0)
-MAX_WORKERS = 16
+MAX_WORKERS = 16  # threads: Pillow lets go of the interpreter's lock
 
 
 class Crop(NamedTuple):
@@ -50,7 +50,6 @@ def make_thumbnails(
     wanted: Iterable[Crop],
     cache: Path,
     folder: Path,
-    workers: int | None = None,
     viewed: bool = False,
 ) -> dict[Crop, Picture]:
     """Put the thumbnails of images into a folder, making those that are not in the cache.
@@ -69,7 +68,7 @@ def make_thumbnails(
     # first asked does it once then, not once in every thread.
     done = {crop: make(crop) for crop in {crop.split: crop for crop in wanted}.values()}
     rest = [crop for crop in wanted if crop not in done]
-    with ThreadPoolExecutor(workers or min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
         bar = tqdm(pool.map(make, rest), total=len(rest), desc="thumbnails", disable=None)
         return done | dict(zip(rest, bar, strict=True))
 
