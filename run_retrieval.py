@@ -389,13 +389,13 @@ def dataset_name(dataset: str, data_dir: Path) -> str:
 
     Raises UserError for a path that is no folder.
     """
-    from benchmarks import find_dataset
+    from benchmarks import NoDataset, find_dataset
 
     if not dataset or (os.sep in dataset and not os.path.isdir(dataset)):
         raise UserError(f"--dataset {dataset!r} is no folder; give the name or the folder")
     try:
         return find_dataset(dataset, data_dir).name
-    except UserError:  # it need not be here: its features are enough
+    except NoDataset:  # it need not be here: its features are enough
         return last_part(dataset)
 
 

@@ -117,7 +117,7 @@ def _split_spec(spec: str) -> tuple[str, str | None]:
     closest = ", ".join(names[name] for name in close)
     raise UserError(
         f"--backbone {spec}: no such model; the closest names are {closest} "
-        "(--list_backbones prints all)"
+        "(python3 create_features.py --list_backbones prints all)"
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks import Found, find_dataset, icir
+from benchmarks import Found, NoDataset, find_dataset, icir
 from utils import UserError, sha256_file
 from utils_datasets import SPLITS, Dataset
 from utils_storage import ArrayRows, Features, MappedRows
@@ -37,7 +37,7 @@ def with_current_labels(
         return features, []
     try:
         found = find_dataset(dataset, data_dir)
-    except UserError:  # it need not be here
+    except NoDataset:  # it need not be here
         return features, []
     changed = find_changed(found, manifest["sources"]) if found.name == features.dataset else []
     if not changed:

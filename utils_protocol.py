@@ -150,6 +150,7 @@ def describe_odd(task: Task, manifest: dict[str, Any] | None, protocol: Protocol
     return [
         *own,
         *describe_unranked(task),
+        *describe_asked_again(task),
         *describe_near_texts(task),
         *describe_left_out(manifest),
         *describe_repeated(manifest),
@@ -171,6 +172,29 @@ def describe_unranked(task: Task) -> list[str]:
         f"warning: {len(lost)} of {len(task.gallery)} gallery rows are in no query's gallery and "
         f"never ranked, the first {task.gallery.path[int(lost[0])]!r} (row {lost[0] + 1}); "
         "--gallery all ranks every query against all rows"
+    ]
+
+
+def describe_asked_again(task: Task) -> list[str]:
+    """The line on queries that ask what an earlier one asks, if there are any."""
+    queries, first = task.queries, {}
+    positives = task.views[task.main_view].positives
+    again = []
+    for query, key in enumerate(queries.key):
+        asked = (
+            queries.images[query],
+            None if queries.box is None else tuple(queries.box[query]),
+            queries.texts[query] if queries.texts else queries.text[query],
+            int(task.pool[query]),
+            None if positives is None else int(positives[query]),
+        )
+        if first.setdefault(asked, key) is not key:
+            again.append((key, first[asked]))
+    if not again:
+        return []
+    return [
+        f"warning: {len(again)} of {len(queries)} queries ask the same as an earlier one, and all "
+        f"count; the first: query {again[0][0]}, as query {again[0][1]}"
     ]
 
 

@@ -62,5 +62,6 @@ def quick_exit() -> NoReturn:
     After quick_imports of torch that saves a sixth of a second. Nothing may be left to clean up:
     files are closed, threads and processes have ended.
     """
-    sys.stdout.flush()
+    if sys.stdout:  # none where a daemon has closed it
+        sys.stdout.flush()
     os._exit(0)

@@ -99,6 +99,7 @@ def console_columns(task: Task, top_k: int = 0) -> list[str]:
     return ["method", "variant", *means, *counts, "seconds", "total_seconds", "tied_queries"]
 
 
+TEXT_SHOWN = 60  # characters of a query's text in a message
 LEFT_BEHIND = (".mAP_table.csv.*.part", ".APs.*.part", ".top[0-9]*.part")  # by a killed run
 
 
@@ -239,9 +240,17 @@ def describe_task(task: Task) -> list[str]:
         if empty and not noted:
             lines.append(
                 f"warning: {empty} of {len(task.queries)} queries have no positive{where}; each "
-                "scores 0"
+                f"scores 0, {_first_query(task, view.positives < 0)}"
             )
     return lines
+
+
+def _first_query(task: Task, of: np.ndarray) -> str:
+    """The first of some queries, bool (Q,), in words."""
+    query = int(of.argmax())
+    text = task.queries.text[query]
+    shown = text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN] + "..."
+    return f"the first: query {task.queries.key[query]}, {shown!r}"
 
 
 def describe_cautions(runs: Sequence[Run]) -> list[str]:
@@ -264,7 +273,7 @@ def describe_ties(evaluations: Sequence[Evaluation], ties: str) -> list[str]:
         if tied:
             rule = {"row": "database order", "best": "positives first", "worst": "positives last"}
             lines.append(
-                f"{evaluation.variant}: in {tied} queries a positive ties with a negative; "
-                f"ties rank by {rule[ties]}"
+                f"{evaluation.variant}: in {tied} queries a positive ties with a negative, "
+                f"{_first_query(evaluation.task, evaluation.tied)}; ties rank by {rule[ties]}"
             )
     return lines

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 LIMITED = re.compile(r"_first\d+$")
 
 
+class NoDataset(UserError):
+    """There is no data set of that name or in that folder, which a wrong one is not."""
+
+
 def image_below(root: Path, path: str) -> Path:
     """The file of an image: its path below the data set's folder."""
     return root / path
@@ -132,22 +136,29 @@ def list_benchmarks() -> dict[str, Benchmark]:
 def find_dataset(dataset: str, data_dir: Path) -> Found:
     """The published data set of that name, or the folder of one's own: under data_dir, or a path.
 
-    Raises UserError if there is none, listing what exists and how to get the rest.
+    Raises NoDataset if there is none, listing what exists and how to get the rest, and UserError
+    if what names it is wrong.
     """
     published = list_benchmarks().get(dataset)
     if published:
         root = own_data(find_folder(data_dir, published.folder.get(dataset, dataset)))
         if root.is_dir():
             return Found(dataset, root, published, published.tasks[dataset])
-    for root in (data_dir / dataset, Path(dataset)) if dataset else ():
+    for root in _places(dataset, data_dir):
         if root.is_dir():
             return _read_form(root)
     forms = [published] if published else _own_forms()
-    raise UserError(
+    raise NoDataset(
         f"no data set {dataset!r}: neither {data_dir / dataset} nor {dataset} is a folder (data "
         f"sets under {data_dir}: {', '.join(list_folders(data_dir)) or 'none'}; published ones: "
         f"{', '.join(list_benchmarks())}); {'; '.join(form.how_to_get for form in forms)}"
     )
+
+
+def _places(dataset: str, data_dir: Path) -> list[Path]:
+    """Where a folder of one's own may lie: what begins with a dot is no name below data_dir."""
+    below = [] if dataset.startswith(".") else [data_dir / dataset]
+    return [*below, Path(dataset)] if dataset else []
 
 
 def _own_forms() -> list[Benchmark]:
@@ -164,8 +175,13 @@ def _read_form(root: Path) -> Found:
                     f"{root}: a data set cannot be called {name!r}, that name is taken under "
                     "features/; rename the folder"
                 )
+            if list_benchmarks().get(name, form) is not form:
+                raise UserError(
+                    f"{root}: a data set of one's own cannot be called {name!r}, as a published "
+                    "one is, to whose features and results it would go; choose another name"
+                )
             return Found(name, root, form, form.read)
-    raise UserError(f"{root} is no data set: {'; '.join(form.how_to_get for form in _own_forms())}")
+    raise NoDataset(f"{root} is no data set: {'; '.join(form.how_to_get for form in _own_forms())}")
 
 
 def list_folders(data_dir: Path) -> list[str]:

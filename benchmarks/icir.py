@@ -164,12 +164,16 @@ def _find_annotation(root: Path, split: str, source: str) -> Path:
     raise UserError(f"no {split}_files.csv in {looked}; {HOW_TO_GET}")
 
 
+ADVICE = "put double quotes around a value that holds a comma"
+
+
 def _check_row(row: list[str], where: str, split: str) -> None:
     columns = ",".join(LABELS)
     if len(row) != len(LABELS):
+        other = [mark for mark in ("\t", ";") if mark in "".join(row) and len(row) == 1]
+        advice = f"put commas in the place of {other[0]!r}" if other else ADVICE
         raise UserError(
-            f"{where}: {len(row)} columns where {len(LABELS)} are expected ({columns}); "
-            "put double quotes around a value that holds a comma"
+            f"{where}: {len(row)} columns where {len(LABELS)} are expected ({columns}); {advice}"
         )
     if tuple(row) == LABELS:
         raise UserError(f"{where}: the file takes no header line; remove it")

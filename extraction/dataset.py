@@ -28,7 +28,7 @@ from benchmarks import Found, find_dataset, missing_images
 from extraction.encoding import Settings
 from extraction.job import Job, Work
 from extraction.labelled import read_labelled
-from extraction.manifest import describe, identify, is_finished
+from extraction.manifest import describe, identify, image_bytes, is_finished
 from extraction.parts import Parts, cut_ranges, drop_parts, write_array, write_arrays
 from extraction.reading import FileImages
 from extraction.remarks import remark_images, remark_texts, tell_remarks
@@ -314,6 +314,9 @@ class TaskWork:
         manifest |= {"sources": sources, "context_words": len(self.words.words)}
         manifest |= {"pixels": self.gallery.pixels}
         manifest |= {"rows": hash_values(row for part in rows for row in part)}
+        if self.is_own:
+            images = (path for path, _ in chain(self.gallery.pictures, self.pictures))
+            manifest |= image_bytes(images, self.gallery.images.locate)
         return self._job(manifest, self._stages(settings), settings, encoder)
 
     def _job(

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import Found
+from benchmarks import Found, list_benchmarks
 from benchmarks.icir import LABELS, Annotation, find_listed_again, read_annotation
 from extraction.encoding import Settings
 from extraction.job import Job
-from extraction.manifest import describe, identify, is_finished
+from extraction.manifest import describe, identify, image_bytes, is_finished
 from extraction.parts import (
     Parts,
     cut_ranges,
@@ -71,7 +71,11 @@ class LabelledWork:
     def _describe(self, settings: Settings, encoder: Encoder) -> dict:
         manifest = describe(settings, encoder, "dataset", self.name, self.limit)
         sources = {a.path.name: a.sha256 for a in self.annotations.values()}
-        return manifest | {"sources": sources, "pixels": self.pixels}
+        manifest |= {"sources": sources, "pixels": self.pixels}
+        if self.shards["query"] or self.dataset.name in list_benchmarks():
+            return manifest
+        paths = (path for own in self.annotations.values() for path in own.image_paths)
+        return manifest | image_bytes(paths, functools.partial(find_image, self.dataset))
 
     def _job(self, manifest: dict, settings: Settings, encoder: Encoder) -> Job:
         path, parts = self.folder / "manifest.json", Parts(self.folder / ".parts")

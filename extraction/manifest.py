@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,12 @@ def is_finished(
                 f"{path} belongs to finished features with {what} ({old}, now {new}); "
                 f"{keep}--overwrite replaces them"
             )
+    then, now = (one.get("image_bytes") for one in (stored, manifest))
+    if None not in (then, now) and then != now and not changed:
+        raise UserError(
+            f"{path} belongs to finished features of other image files ({then:,} bytes in all, now "
+            f"{now:,}); --overwrite replaces them"
+        )
     skipped = stored.get("skipped") or []
     if skipped and not skip_bad:
         raise UserError(
@@ -116,6 +123,18 @@ def is_finished(
             "run_retrieval.py reads the labels anew"
         )
     return True
+
+
+def image_bytes(paths: Iterable[str], locate: Callable[[str], Path]) -> dict[str, int]:
+    """What a manifest says of image files: their bytes, of those that are there, all together.
+
+    An image in the place of another shows in it, a copy of the data set elsewhere does not.
+    """
+    total = 0
+    for path in dict.fromkeys(paths):
+        with contextlib.suppress(OSError):
+            total += locate(path).stat().st_size
+    return {"image_bytes": total}
 
 
 def _narrow(key: str, old: object, new: object) -> tuple[str, object, object]:

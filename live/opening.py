@@ -126,13 +126,13 @@ def open_dataset(dataset: str, backbone: str = "clip", where: Where | None = Non
 
     dataset: its name or folder. Raises UserError where it has no features.
     """
-    from benchmarks import find_dataset, find_images
+    from benchmarks import NoDataset, find_dataset, find_images
 
     where = where or Where()
     device = select_device(where.gpu)
     try:
         name = find_dataset(dataset, where.data).name
-    except UserError:  # it need not be here: its features are enough
+    except NoDataset:  # it need not be here: its features are enough
         name = last_part(dataset)
     features = load_features(where.features, backbone, name)
     precision = (features.manifest or {}).get("precision", "fp32")

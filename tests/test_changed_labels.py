@@ -178,6 +178,36 @@ def test_an_image_that_is_gone_from_the_folder(folder, small_clip, capsys):
     assert f"images below the folder {SAID}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("dataset", "image"),
+    [("photos", "images/mug/mug at night 0.jpg"), ("shop", "mug at night.jpg")],
+)
+def test_another_image_in_the_place_of_one(folder, small_clip, capsys, dataset, image):
+    create(small_clip, dataset)
+    assert "already finished" in capsys.readouterr().out
+    path = folder / "data" / dataset / image
+    size = path.stat().st_size
+    draw_photo(path, "kite", "on sand", 99)
+    with pytest.raises(UserError, match=r"of other image files \(.* bytes in all, now .*overwrite"):
+        create(small_clip, dataset)
+    assert path.stat().st_size != size
+
+
+def test_queries_that_are_asked_again(folder, small_clip, capsys):
+    path = folder / "data/photos/query_files.csv"
+    rows = read_rows(path)
+    write_rows(path, [*rows, rows[1]])
+    table(small_clip, "photos", "again")
+    said = f"1 of {len(rows) + 1} queries ask the same as an earlier one, and all count; the first:"
+    assert f"{said} query {len(rows) + 1}, as query 2" in capsys.readouterr().err
+
+
+def test_wrong_settings_are_not_passed_over(folder, small_clip):
+    (folder / "data/shop/benchmark.json").write_text('{"columns": ["R@1 = Hit1"]}')
+    with pytest.raises(UserError, match=r"benchmark\.json, line 1: .*'Hit1' is no measure"):
+        table(small_clip, "shop", "wrong")
+
+
 def test_what_was_left_out_is_counted_by_the_rows_that_are_there(tmp_path):
     """Of an image that cannot be read: two rows now, where there was one."""
     paths = ["a.jpg", "x.jpg", "x.jpg"]

@@ -65,6 +65,17 @@ def test_a_name_is_looked_up_in_the_data_folder_first(tmp_path, monkeypatch):
     assert find_dataset("icir", "data") == Dataset("icir", Path("data/icir"))
 
 
+def test_what_begins_with_a_dot_is_a_path(tmp_path, monkeypatch):
+    for place in ("data/mugs", "mugs"):
+        write_annotation(tmp_path / place, "q.jpg,t,i\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_dataset("mugs", "data").root == Path("data/mugs")
+    assert find_dataset("./mugs", "data").root == Path("mugs")
+    monkeypatch.chdir(tmp_path / "mugs")
+    (tmp_path / "mugs/data").mkdir()
+    assert find_dataset(".", "data").name == "mugs"
+
+
 def test_a_path_is_a_data_set_named_after_its_folder(tmp_path, monkeypatch):
     write_annotation(tmp_path / "my set", "q.jpg,t,i\n")
     assert find_dataset(str(tmp_path / "my set"), "data").name == "my set"
@@ -87,6 +98,18 @@ def test_a_reserved_name_is_refused(tmp_path):
     write_annotation(tmp_path / "corpus", "q.jpg,t,i\n")
     with pytest.raises(UserError, match="rename the folder"):
         find_dataset(str(tmp_path / "corpus"), "data")
+
+
+def test_the_name_of_a_published_data_set_is_refused(tmp_path):
+    write_annotation(tmp_path / "x/icir", "q.jpg,t,i\n")  # a copy of i-CIR elsewhere is one
+    assert find_dataset(str(tmp_path / "x/icir"), "data").name == "icir"
+    write_annotation(tmp_path / "x/cirr", "q.jpg,t,i\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/queries.jsonl").touch()
+    (tmp_path / "mine/benchmark.json").write_text('{"name": "tiny"}')
+    for folder in ("x/cirr", "mine"):
+        with pytest.raises(UserError, match=r"cannot be called '(cirr|tiny)', as a published one"):
+            find_dataset(str(tmp_path / folder), "data")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -138,6 +161,9 @@ def test_a_database_text_may_be_empty_and_a_query_text_may_not(tmp_path):
     [
         ("a.jpg,t,i\nb.jpg,in red, at night,i\n", r"row 2: 4 columns where 3 are expected"),
         ("a.jpg,t,i\n\nb.jpg,i\n", r"row 3: 2 columns where 3 are expected"),
+        ("a.jpg;t, u;i\n", r"row 1: 2 columns where 3 are expected .* double quotes"),
+        ("a.jpg;t;i\n", r"row 1: 1 columns where 3 are expected .* the place of ';'"),
+        ("a.jpg\tt\ti\n", r"row 1: 1 columns where 3 are expected .* the place of '\\t'"),
         ("image_path,text,instance\na.jpg,t,i\n", r"row 1: the file takes no header line"),
         (",t,i\n", r"row 1: the image path and the instance must not be empty"),
         ("a.jpg,t,\n", r"row 1: the image path and the instance must not be empty"),
