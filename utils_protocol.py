@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from utils_task import (
     View,
     whole_gallery,
 )
+
+if TYPE_CHECKING:
+    from utils_retrieval import Assets
 
 # Names of measures that people use, and the measure that each is.
 MEANT = {"mAP": "AP-S"}
@@ -196,6 +199,40 @@ def describe_asked_again(task: Task) -> list[str]:
         f"warning: {len(again)} of {len(queries)} queries ask the same as an earlier one, and all "
         f"count; the first: query {again[0][0]}, as query {again[0][1]}"
     ]
+
+
+def describe_short(task: Task, runs: Sequence[Run], assets: Assets, more: int = 0) -> list[str]:
+    """A note on each flag that asks for more of something than there is: all of it is taken.
+
+    more: rows that methods see behind every gallery.
+    """
+    rows, short = task.pool_sizes + more, {}
+    for run in runs:
+        for flag, wanted, there, what in run.method.takes(run.parameters, assets):
+            if there is None:
+                said = _search_fewer(task, rows, wanted)
+            else:
+                said = f"{there} {what}" if there < wanted else ""
+            if said:
+                words = f"note: --{flag} {wanted} takes all there are: {said}"
+                short.setdefault(flag, []).append((words, run.variant))
+    return [
+        words + (f" ({len(some)} of {len(runs)} runs, the first {first})" if len(runs) > 1 else "")
+        for some in short.values()
+        for words, first in some[:1]
+    ]
+
+
+def _search_fewer(task: Task, rows: np.ndarray, wanted: int) -> str:
+    """How many queries search fewer rows than are wanted, in words, "" for none. rows: (Q,)."""
+    few = np.flatnonzero(rows < wanted)
+    if not len(few):
+        return ""
+    first = int(few[0])
+    return (
+        f"{len(few)} of {len(rows)} queries search fewer images, the first, "
+        f"{task.queries.key[first]!r}, {rows[first]} of them"
+    )
 
 
 def left_out(manifest: dict[str, Any] | None) -> str:

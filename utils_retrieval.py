@@ -459,6 +459,10 @@ def _states_as_they_are(states: Sequence, queries: Queries, gallery: Gallery) ->
     return states
 
 
+def _takes_nothing(parameters: Any, assets: Assets) -> Sequence[tuple]:
+    return ()
+
+
 def _no_caution(parameters: Any) -> str:
     return ""
 
@@ -490,11 +494,13 @@ class Method:
     once. inputs: name -> producer of further features, for `create_features.py --inputs NAME`.
     steps: the components of --ablation, each with the parameters that take it away. compared:
     parameter -> methods that a sweep of it is compared with. caution(parameters): what of a setting
-    ranks otherwise than its user may mean, in words, or "". parts(state, queries, gallery): what
-    the scores of a state are made of, for pages that explain them, or None. draws(method, names):
-    of a method that reads one of several draws, a method for each that the query features of these
-    names hold. On a CPU observe and scores run in several threads at once, for other queries each:
-    what is not of the call is not to be changed.
+    ranks otherwise than its user may mean, in words, or "". takes(parameters, assets): what a
+    setting takes so many of, (flag, how many, how many there are, in words of what), the last two
+    None for rows of the gallery; where there are fewer, a note says so. parts(state, queries,
+    gallery): what the scores of a state are made of, for pages that explain them, or None.
+    draws(method, names): of a method that reads one of several draws, a method for each that the
+    query features of these names hold. On a CPU observe and scores run in several threads at once,
+    for other queries each: what is not of the call is not to be changed.
     """
 
     name: str
@@ -515,6 +521,7 @@ class Method:
     steps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     compared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     caution: Callable[[Any], str] = _no_caution
+    takes: Callable[[Any, Assets], Sequence[tuple]] = _takes_nothing
     parts: Callable[[Any, Queries, Gallery], Parts] | None = None
     draws: Callable[[Method, Sequence[str]], Sequence[Method]] = _no_draws
 

@@ -57,7 +57,7 @@ def run_plan(
             from utils_assets import load_assets
             from utils_evaluation import evaluate
             from utils_labels import with_current_labels
-            from utils_protocol import apply_protocol, describe_odd, refuse_clashes
+            from utils_protocol import apply_protocol, describe_odd, describe_short, refuse_clashes
 
     with doing("reading features and annotation"):
         features = loaded() if loaded else plan.read_features(places, dataset)
@@ -109,7 +109,9 @@ def run_plan(
     with doing("writing results"):
         plan.write([found[run] for run in plan.runs], facts, output)
     said = [*news, *(judged.lines if judged and added.is_largest else ())]
-    for line in (*said, *describe_odd(features.task, features.manifest, protocol)):
+    said += describe_odd(features.task, features.manifest, protocol)
+    more = int(judged.facts["distractors"]) if added and added.neighbours == "all" else 0
+    for line in (*said, *describe_short(features.task, distinct, assets, more)):
         output.tell(line)
 
 
@@ -157,11 +159,7 @@ def _about(features: Features, facts: dict[str, str]) -> dict[str, str | list[st
 
 def _clamp_top_k(output: Output, task: Task) -> Output:
     """The output with rankings no longer than the largest gallery is, which is said."""
-    from utils_task import NO_SET
-
-    whole, pools = len(task.gallery), set(task.pool.tolist())
-    sizes = [whole if pool == NO_SET else len(task.sets[pool]) for pool in pools]
-    largest = max(sizes, default=whole)
+    largest = int(task.pool_sizes.max(initial=0))
     if output.top_k <= largest:
         return output
     print(f"--top_k {output.top_k}: the largest gallery has {largest} images", file=sys.stderr)

@@ -327,6 +327,11 @@ class Task:
         """The files to write for an evaluation server: those of views with hidden positives."""
         return [s for s in self.submissions if self.views[s.view].positives is None]
 
+    @property
+    def pool_sizes(self) -> np.ndarray:
+        """How many rows each query searches, int64 (Q,)."""
+        return np.where(self.pool == NO_SET, len(self.gallery), self.sets.sizes(self.pool))
+
     def rows_of(self, numbers: np.ndarray | None, query: int) -> np.ndarray:
         """The rows of a query's set in a per-query array of set numbers, int64; none for NO_SET."""
         if numbers is None or numbers[query] == NO_SET:

@@ -304,7 +304,7 @@ def _of_rankings(files: ExternalFiles, features: Features) -> External:
 def rows_to_rank(task: Task) -> np.ndarray:
     """How many rows are ranked for each query in the main view, int64 (Q,)."""
     view = task.views[task.main_view]
-    pool = np.where(task.pool == NO_SET, len(task.gallery), task.sets.sizes(task.pool))
+    pool = task.pool_sizes
     if view.candidates is not None:
         pool = task.sets.sizes(view.candidates)
     return pool if view.excluded is None else pool - task.sets.sizes(view.excluded)

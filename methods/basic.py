@@ -213,9 +213,7 @@ def prepare(points: Sequence[Parameters], assets: Assets) -> list[State]:
 
     Raises UserError if a projection would keep nothing, or a normalisation constant is 0.
     """
-    text_means = once_each(
-        points, lambda p: p.text_mean, lambda p: p.text_mean and assets.corpora[p.text_mean].mean(0)
-    )
+    text_means = once_each(points, lambda p: p.text_mean, lambda p: _text_mean(p, assets))
     eigen = once_each(
         list(zip(points, text_means, strict=True)),
         lambda item: item[0].projection and item[0].projection[:-1],
@@ -238,6 +236,10 @@ def prepare(points: Sequence[Parameters], assets: Assets) -> list[State]:
         ),
     )
     return [replace(s, lowest=pair) for s, pair in zip(states, lowest, strict=True)]
+
+
+def _text_mean(p: Parameters, assets: Assets) -> Tensor | None:
+    return p.text_mean and assets.corpora[p.text_mean].mean(0)
 
 
 def _components(p: Parameters, m_t: Tensor | None, assets: Assets) -> tuple[Tensor, Tensor]:
@@ -394,6 +396,17 @@ def caution(p: Parameters) -> str:
     )
 
 
+def takes(p: Parameters, assets: Assets) -> list[tuple]:
+    """Rows that expand a query, and components of the projection."""
+    taken = [("qe_k", p.qe_k, None, None)] if p.do_query_expansion else []
+    name = "num_principal_components_for_projection"
+    if p.project_features and (wanted := int(getattr(p, name))):
+        values, _ = _components(p, _text_mean(p, assets), assets)
+        there = kept_components(values, len(values))
+        taken.append((name, wanted, there, "components with a positive eigenvalue"))
+    return taken
+
+
 METHOD = Method(
     "basic",
     Parameters,
@@ -417,6 +430,7 @@ METHOD = Method(
     of_queries=("images", "texts"),
     needs=needs,
     caution=caution,
+    takes=takes,
     parts=parts,
     # The steps of the paper's component table, in its order.
     steps={

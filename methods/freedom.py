@@ -300,6 +300,11 @@ def _queries_of(s: State, number: np.ndarray) -> Tensor:
     return s.queries[order[np.searchsorted(s.number, number, sorter=order)]]
 
 
+def takes(p: Parameters, assets: Assets) -> list[tuple]:
+    """Words of a query, of those that its images have."""
+    return [("miu", p.miu, p.proxies * p.ni, "words of the images that stand for a query")]
+
+
 METHOD = Method(
     "freedom",
     Parameters,
@@ -309,6 +314,7 @@ METHOD = Method(
     prepare=prepare,
     observe=observe,
     needs=needs,
+    takes=takes,
     together="source",
     inputs={"freedom": AskedTexts("freedom")},
 )

@@ -24,6 +24,7 @@ from methods import list_methods
 from utils import UserError
 from utils_assets import mean_path, synthetic_path
 from utils_evaluation import evaluate
+from utils_protocol import describe_short
 from utils_retrieval import Assets
 from utils_runs import Setting
 from utils_storage import load_features
@@ -651,6 +652,41 @@ def test_what_extraction_left_out_stays_visible(world, tmp_path):
     assert f"warning: extraction left out {words}, the first 'a.jpg' (it is cut)" in done.stderr
     row = read(folder / "results" / "icir" / "image" / "mAP_table.csv")[-1]
     assert row["left_out"] == words
+
+
+def test_what_asks_for_more_than_there_is_is_said(world, tmp_path, capsys):
+    task = load_features(world / "features", "clip", "icir").task
+    few = np.flatnonzero(task.pool_sizes < 120)
+    assert 0 < len(few) < len(task.queries)
+    notes = [
+        f"note: --qe_k 120 takes all there are: {len(few)} of 70 queries search fewer images, the "
+        f"first, {task.queries.key[few[0]]!r}, {task.pool_sizes[few[0]]} of them",
+        "note: --num_principal_components_for_projection 250 takes all there are: 72 components "
+        "with a positive eigenvalue",
+    ]
+    flags = ("--method", "basic", "--use_preset", "--results_dir", str(tmp_path))
+    command = [*world_arguments(world), *_synthetic(world), *flags]
+    for more, runs in (
+        (("--qe_k", "120"), ("", "")),
+        (
+            ("--sweep", "qe_k=5,120,150"),
+            (" (2 of 3 runs, the first basic_k120)", " (3 of 3 runs, the first basic_k5)"),
+        ),
+        (("--qe_k", "5", "--num_principal_components_for_projection", "72"), None),
+    ):
+        run_retrieval.main([*command, *more])
+        said = [line for line in capsys.readouterr().err.splitlines() if " takes all " in line]
+        assert set(said) == {note + own for note, own in zip(notes, runs or (), strict=False)}
+    many = Setting({"qe_k": 120, "do_query_expansion": True}, False, "icir", "clip").run("basic")
+    assert len(describe_short(task, [many], Assets())) == 1
+    assert describe_short(task, [many], Assets(), more=19) == []
+    settings = ({"miu": 141}, {"miu": 140}, {"miu": 8, "expand": False})
+    runs = [Setting(given, False, "icir", "clip").run("freedom") for given in settings]
+    (line,) = describe_short(task, runs, Assets())
+    assert line == (
+        "note: --miu 141 takes all there are: 140 words of the images that stand for a query (2 of "
+        f"3 runs, the first {runs[0].variant})"
+    )
 
 
 def test_a_lambda_that_turns_the_ranking_over_is_said(world):
