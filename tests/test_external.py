@@ -3,13 +3,13 @@
 import csv
 import json
 import subprocess
-import sys
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run_command
 from native import world_arguments, write_native_world
 from semantic_world import ANNOTATIONS, draw, needs_annotations, unpack
 from test_semantic_annotations import circo_ids, write_image_info
@@ -35,9 +35,7 @@ def features(world):
 
 
 def judge(world: Path, *flags: str) -> subprocess.CompletedProcess:
-    words = [str(flag) for flag in flags]
-    command = [sys.executable, "run_retrieval.py", *world_arguments(world), *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return run_command("run_retrieval.py", *world_arguments(world), *flags)
 
 
 def row_of(world: Path, variant: str) -> dict[str, str]:

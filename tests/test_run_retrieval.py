@@ -6,7 +6,6 @@ import json
 import pickle
 import re
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import chain
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 from native import copy_world, world_arguments, write_native_world
 
 import run_retrieval
@@ -43,8 +43,7 @@ def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     synthetic = str(folder / "synthetic_data")
     preset = "--use_preset" in flags and "basic" in flags
     places = ["--path_to_synthetic_data", synthetic] if preset else []
-    command = [sys.executable, "run_retrieval.py", *world_arguments(folder), *places, *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return run_command("run_retrieval.py", *world_arguments(folder), *places, *flags)
 
 
 def succeed(folder: Path, *flags: str) -> str:
