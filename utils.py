@@ -1,4 +1,4 @@
-"""What every command shares: user errors, whole-or-nothing files, hashes, the device, metrics.
+"""What every command shares: user errors, whole-or-nothing files, locks, hashes, the device.
 
 torch is imported inside the functions that need it, so that `--help` answers at once.
 """
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn, TextIO
 if TYPE_CHECKING:
     import torch
 
+TIE_RULES = ("row", "best", "worst")  # of --ties; see utils_metrics.positive_ranks
 CHUNK_BYTES = 1 << 20
 LOCK_POLL_SECONDS = 0.01  # between two tries to lock a folder
 
@@ -442,10 +443,3 @@ def select_device(gpu: int, tell: Callable[[str], None] = warn) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     torch.cuda.set_device(gpu)
     return torch.device("cuda", gpu)
-
-
-# ---------------------------------------------------------------------------------------------
-# Metrics (DESIGN section 6)
-# ---------------------------------------------------------------------------------------------
-
-TIE_RULES = ("row", "best", "worst")  # of --ties; see utils_metrics.positive_ranks

@@ -268,7 +268,7 @@ class Submission:
     """A file for an evaluation server: each query's best k rows of a view.
 
     It is written where the view's positives are hidden; `--check_submission` reads it for any
-    split. layout: which writer of the benchmark's own file makes it (its SUBMISSIONS table).
+    split. layout: its form, one of the benchmark's `submissions` (benchmarks.Layout).
     """
 
     file: str

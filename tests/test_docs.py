@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -18,9 +19,9 @@ import torch
 from extraction_world import draw_image
 from report_world import make_world
 
-from benchmarks import own
+from benchmarks import Benchmark, own
 from utils import UserError
-from utils_retrieval import unit_rows
+from utils_retrieval import Method, unit_rows
 from utils_summary import read_published
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
@@ -29,7 +30,10 @@ import flags
 
 ROOT = Path(__file__).parents[1]
 PAGES = flags.list_pages()
-PROGRAMS = ("create_features.py", "run_retrieval.py", "data/download.py")
+PROGRAMS = (
+    *("create_captions.py", "create_features.py", "run_retrieval.py", "search.py"),
+    "data/download.py",
+)
 EXAMPLES = {"geometric", "shoes"}  # of extend.md: what they are called, no parser knows
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 README_BYTES = 11_000  # one page
@@ -107,7 +111,7 @@ def test_commands_are_understood(program):
             count += 1
             if EXAMPLES.isdisjoint(words):
                 parser.parse_args(words)
-    assert count >= 5
+    assert count >= 3
 
 
 @every_page
@@ -143,6 +147,13 @@ def test_rooms_that_the_design_names_exist():
     names = [name for row in rows for name in re.findall(r"`(.+?)`", row)]
     assert len(names) > 15
     assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("kind", [Benchmark, Method])
+def test_the_design_names_what_a_file_may_declare(kind):
+    design = text_of(ROOT / "docs/DESIGN.md")
+    (signature,) = re.findall(rf"```\n{kind.__name__}\((.*?)\)\n```", design, re.DOTALL)
+    assert signature.replace(",", " ").split() == [field.name for field in fields(kind)]
 
 
 def test_the_readme_links_to_every_page():
