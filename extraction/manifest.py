@@ -104,17 +104,17 @@ def is_finished(
                 f"{path} belongs to finished features with {what} ({old}, now {new}); "
                 f"{keep}--overwrite replaces them"
             )
-    then, now = (one.get("image_bytes") for one in (stored, manifest))
-    if None not in (then, now) and then != now and not changed:
-        raise UserError(
-            f"{path} belongs to finished features of other image files ({then:,} bytes in all, now "
-            f"{now:,}); --overwrite replaces them"
-        )
     skipped = stored.get("skipped") or []
     if skipped and not skip_bad:
         raise UserError(
             f"{path}: finished without {len(skipped)} images, the first {skipped[0]['image_path']};"
             " accept that with --on_bad_image skip, or mend them and start afresh with --overwrite"
+        )
+    then, now = (one.get("image_bytes") for one in (stored, manifest))
+    if None not in (then, now) and then != now and not changed:
+        raise UserError(
+            f"{path} belongs to finished features of other image files ({then:,} bytes in all, now "
+            f"{now:,}); --overwrite replaces them"
         )
     print(f"{path.parent if path.name == 'manifest.json' else path}: already finished")
     if changed:
