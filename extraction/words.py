@@ -9,9 +9,9 @@ from pathlib import Path
 from extraction.parts import cut_ranges
 from extraction.stage import Rows, TextStage
 from utils import UserError, read_csv, sha256_file
+from utils_labels import CONTEXT_FILE
 
-CONTEXT_CORPUS = "generic_subjects"  # its first rows are the words of contextualised texts
-CONTEXT_WORDS = 100
+CONTEXT_WORDS = 100  # the first rows of CONTEXT_FILE contextualise texts
 
 
 def read_corpus(path: Path) -> tuple[list[str], list[int]]:
@@ -65,6 +65,6 @@ class ContextWords:
 
 def read_context_words(corpora_dir: Path) -> ContextWords:
     """The words that contextualise query texts. Raises UserError as read_corpus does."""
-    path = corpora_dir / f"{CONTEXT_CORPUS}.csv"
+    path = corpora_dir / CONTEXT_FILE
     prompts, _ = read_corpus(path)
     return ContextWords(tuple(prompts[:CONTEXT_WORDS]), path, sha256_file(path))

@@ -37,3 +37,28 @@ def chromium(profile: Path, width: int) -> Iterator[webdriver.Chrome]:
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield driver
     driver.quit()
+
+
+GROUNDS = {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 23, 26)"}  # of the pages, by scheme
+
+
+@contextlib.contextmanager
+def emulated(browser: webdriver.Chrome, width: int, scheme: str) -> Iterator[None]:
+    """Show pages in a window of that width to somebody who likes light or dark ones."""
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        yield
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def assert_fits(browser: webdriver.Chrome, scheme: str) -> None:
+    """Nothing of the page hangs over the edge, and its ground is that of the scheme."""
+    over = browser.execute_script("return document.documentElement.scrollWidth - innerWidth")
+    assert over <= 0
+    ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert ground == GROUNDS[scheme]

@@ -6,7 +6,7 @@ import time
 from urllib.parse import parse_qs
 
 import pytest
-from chromium import chromium
+from chromium import assert_fits, chromium, emulated
 from extraction_world import draw_image, encode_jpeg
 from live_world import HOSTILE, PHOTOS, ROOT, World, make_world, serving
 from selenium import webdriver
@@ -467,28 +467,14 @@ def test_a_server_that_stops_and_starts_under_the_page(session, world, tmp_path)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 800, 1400])
 def test_nothing_hangs_over_the_edge(browser, server, width, scheme):
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    try:
+    with emulated(browser, width, scheme):
         for fragment in ("", "#image=g3&text=at+night&method=basic"):
             open_page(browser, server, fragment)
             if fragment:
                 settled(browser)
                 shown = [c for c in find(browser, ".column") if c.is_displayed()]
                 assert len(shown) == (1 if width <= 900 else 3)
-            over = browser.execute_script(
-                "return document.documentElement.scrollWidth - innerWidth"
-            )
-            assert over <= 0
-            ground = browser.execute_script(
-                "return getComputedStyle(document.body).backgroundColor"
-            )
-            assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 23, 26)"}[scheme]
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+            assert_fits(browser, scheme)
 
 
 def test_the_demo_from_its_start_to_a_ranking(session, tmp_path):

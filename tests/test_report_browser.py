@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import semantic_files
-from chromium import chromium
+from chromium import assert_fits, chromium, emulated
 from report_world import (
     HOSTILE,
     LOST,
@@ -729,26 +729,12 @@ def test_of_wide_means_the_method_stays_in_sight(browser, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 800, 1280])
 def test_nothing_hangs_over_the_edge(browser, report, side_by_side, width, scheme):
-    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     comparison = report.parents[1] / "against_image" / "index.html"
-    try:
+    with emulated(browser, width, scheme):
         for page in (report, side_by_side, comparison):
             for fragment in ("", "#query-1") if page != comparison else ("",):
                 open_page(browser, page, fragment)
-                over = browser.execute_script(
-                    "return document.documentElement.scrollWidth - innerWidth"
-                )
-                assert over <= 0
-                ground = browser.execute_script(
-                    "return getComputedStyle(document.body).backgroundColor"
-                )
-                assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 23, 26)"}[scheme]
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+                assert_fits(browser, scheme)
 
 
 def test_the_comparison_leads_to_the_reports(browser, world, report):

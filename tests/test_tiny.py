@@ -246,7 +246,7 @@ def test_files_of_this_world_are_small():
 
 def test_a_short_training_learns_and_repeats(tmp_path):
     """A few steps on few renders: the loss falls, and a second run gives the same weights."""
-    words = (TINY / "train.py", "--images", 300, "--held_out", 50, "--steps", 12, "--batch", 32)
+    words = (TINY / "train.py", "--images", 300, "--held_out", 50, "--steps", 8, "--batch", 32)
     names = ("first", "second")
     for name in names:
         run_cli(*words, "--every", 4, "--workers", 1, "--out", tmp_path / name)
