@@ -30,19 +30,19 @@ def _server() -> subprocess.Popen:
     )
 
 
-def run_command(*command: object) -> subprocess.CompletedProcess[str]:
-    """Run a script of the toolkit with its arguments, in the toolkit's folder."""
+def run_command(*command: object, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a script of the toolkit, named from there, with its arguments in a folder."""
     words = [str(word) for word in command]
     with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as error:
         server = _server()
-        print(json.dumps([words, out.name, error.name]), file=server.stdin, flush=True)
+        print(json.dumps([words, str(folder), out.name, error.name]), file=server.stdin, flush=True)
         status = int(server.stdout.readline())
         return subprocess.CompletedProcess(
             words, status, *(Path(file.name).read_text("utf-8") for file in (out, error))
         )
 
 
-def _serve() -> tuple[list[str], str, str]:
+def _serve() -> tuple[list[str], str, str, str]:
     """Fork for every line of standard input; in a child, what it is to run."""
     for line in sys.stdin:
         child = os.fork()
@@ -53,11 +53,12 @@ def _serve() -> tuple[list[str], str, str]:
     sys.exit()
 
 
-def _become(command: list[str], out: str, error: str) -> None:
+def _become(command: list[str], folder: str, out: str, error: str) -> None:
     for number, path in enumerate((os.devnull, out, error)):
         os.dup2(os.open(path, os.O_RDWR), number)
+    os.chdir(folder)
     sys.argv, sys.path[0] = command, str(ROOT)
-    runpy.run_path(command[0], run_name="__main__")
+    runpy.run_path(str(ROOT / command[0]), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -227,7 +227,6 @@ def test_what_is_allowed_and_may_not_be_meant_is_counted(tmp_path):
 # Mistakes: one line that names the file and the line
 # ---------------------------------------------------------------------------------------------
 
-LINE_2 = "queries.jsonl, line 2: "
 MISTAKES_OF_QUERIES = {
     "not JSON": ('{"image": "q.jpg" "text": "x"}', "not one JSON object (Expecting ',' delimiter"),
     "comma behind": (json.dumps(SECOND) + ",", "not one JSON object (Extra data, column"),

@@ -3,14 +3,13 @@
 import csv
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import run_command
 from extraction_world import draw_image, write_rows
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
 THINGS = {"mug": (200, 40, 40), "kite": (40, 160, 60)}
 PLACES = {"on grass": (60, 120, 30), "on sand": (220, 200, 140), "at night": (10, 10, 40)}
 
@@ -53,8 +52,7 @@ def folder(tmp_path_factory):
 
 def run(folder: Path, program: str, clip: Path, *flags: str) -> subprocess.CompletedProcess:
     backbone = ["--backbone", f"local-dir:{clip}", "--gpu", "-1"]
-    command = [sys.executable, str(ROOT / program), *backbone, *flags]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return run_command(program, *backbone, *flags, folder=folder)
 
 
 @pytest.fixture(scope="module")
