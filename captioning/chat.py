@@ -111,7 +111,7 @@ class Chat:
                 self._wait(attempt, headers)
         raise UserError(
             f"--llm_url {self.url} fails after {self.attempts} attempts ({problem}); what is "
-            "answered is kept, and the same command continues"
+            "answered is kept, and the same command, without --overwrite, continues"
         )
 
     def _ask_once(self, question: Question) -> Answer:
