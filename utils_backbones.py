@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,9 +98,9 @@ def split_backbone(backbone: str) -> tuple[str, bool]:
     return backbone.removesuffix(PADDED), backbone.endswith(PADDED)
 
 
-def own_data(path: Path) -> Path:
+def own_data(path: Path, is_there: Callable[[Path], bool] = Path.exists) -> Path:
     """A path to read, or where nothing is there, that of the toolkit's own data of this name."""
-    return ROOT / path if not path.exists() and (ROOT / path).exists() else path
+    return ROOT / path if not is_there(path) and is_there(ROOT / path) else path
 
 
 def backbone_entry(backbone: str) -> Backbone:

@@ -141,7 +141,8 @@ def find_dataset(dataset: str, data_dir: Path) -> Found:
     """
     published = list_benchmarks().get(dataset)
     if published:
-        root = own_data(find_folder(data_dir, published.folder.get(dataset, dataset)))
+        folder = find_folder(data_dir, published.folder.get(dataset, dataset))
+        root = own_data(folder, published.fits or Path.is_dir)
         if root.is_dir():
             return Found(dataset, root, published, published.tasks[dataset])
     for root in _places(dataset, data_dir):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks
+import utils_backbones
 from benchmarks import icir, list_folders
 from utils import UserError, sha256_file
 from utils_datasets import Dataset, ImageStore, find_image, relative_image_path
@@ -92,6 +93,14 @@ def test_an_unknown_data_set_lists_the_known_ones(tmp_path):
         find_dataset("icir", tmp_path)
     with pytest.raises(UserError, match=r"data sets under .*absent: none.*query_files\.csv"):
         find_dataset("trees", tmp_path / "absent")
+
+
+def test_a_folder_for_a_mean_does_not_hide_the_toolkits_own_data(tmp_path, monkeypatch):
+    write_annotation(tmp_path / "toolkit/data/tiny", "q.jpg,t,i\n")
+    monkeypatch.setattr(utils_backbones, "ROOT", tmp_path / "toolkit")
+    (tmp_path / "here/data/tiny/mean").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_dataset("tiny", "data").root == tmp_path / "toolkit/data/tiny"
 
 
 def test_a_reserved_name_is_refused(tmp_path):
