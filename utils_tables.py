@@ -99,6 +99,8 @@ def console_columns(task: Task, top_k: int = 0) -> list[str]:
     return ["method", "variant", *means, *counts, "seconds", "total_seconds", "tied_queries"]
 
 
+EXPORTS = ("run.*", "qrels.*", "ids.csv", "no_positives.txt")  # of external/export.py
+TIMES = {"timestamp", "seconds", "total_seconds"}
 TEXT_SHOWN = 60  # characters of a query's text in a message
 LEFT_BEHIND = (".mAP_table.csv.*.part", ".APs.*.part", ".top[0-9]*.part")  # by a killed run
 
@@ -114,8 +116,8 @@ def write_results(
 
     The task's breakdowns are written as matrices beside them. submissions: file name -> text, of
     files for evaluation servers. What an earlier run left of rankings, or half-written when it was
-    killed, is removed. One process
-    writes at a time. Raises UserError, with nothing changed, if its table cannot be read.
+    killed, is removed, of exported files where its rankings were others. One process writes at a
+    time. Raises UserError, with nothing changed, if its table cannot be read.
     """
     with locked(folder):
         earlier = read_results(folder / "mAP_table.csv")
@@ -123,6 +125,8 @@ def write_results(
         for pattern in ("top[0-9]*.csv", *LEFT_BEHIND):
             for path in folder.glob(pattern):
                 path.unlink()
+        if earlier and _differ(earlier[-1], row):
+            _drop_exports(folder, evaluation.task)
         shutil.rmtree(folder / "report", ignore_errors=True)
         if top_k:
             write_csv(folder / f"top{top_k}.csv", *_top_rows(evaluation, top_k))
@@ -131,6 +135,19 @@ def write_results(
         for name, text in (submissions or {}).items():
             write_text(folder / name, text)
         write_rows(folder / "mAP_table.csv", [*earlier, row])
+
+
+def _differ(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two rows of a table are of different rankings, by all but times that both have."""
+    both = (name for name in one.keys() & other.keys() - TIMES if one[name] and other[name])
+    return any(one[name] != other[name] for name in both)
+
+
+def _drop_exports(folder: Path, task: Task) -> None:
+    """Remove what an earlier run has exported: rankings that are not the table's any more."""
+    names = (*EXPORTS, *(submission.file for submission in task.submissions))
+    for path in (path for name in names for path in folder.glob(name)):
+        path.unlink()
 
 
 def _measured_breakdowns(evaluation: Evaluation) -> list[Breakdown]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -136,6 +137,9 @@ def adding(asked: Asked | None, results: Path) -> Iterator[list[Added | None]]:
 
     checked = () if asked.precision == FULL else (CHECKED_ROWS,)
     pool = open_pool(asked.paths)
+    files = Counter(shard.path.resolve() for shard in pool.shards)
+    for path in (path for path, times in files.items() if times > 1):
+        raise UserError(f"--distractors: {path} is named twice, and would count twice: leave one")
     pool = replace(pool, cuts=(*asked.limits, *checked), skips_bad=asked.skips_bad)
     pools = [pool.first(limit) for limit in asked.limits] or [pool]
     said: set[tuple[str, str]] = set()

@@ -130,6 +130,7 @@ class Added:
         """
         refuse_tokens(runs)
         kinds = list(dict.fromkeys(kind for run in runs for kind in run.method.gallery_reads))
+        refuse_own_rows(self.pool, features)
         notes = check_pool(self.pool, features, kinds)
         for note in notes if self.is_first and self.is_largest else ():
             say(note, error=True)
@@ -209,6 +210,17 @@ class Passes:
             count = partial(self.run_whole, **options)
             self.lines += describe_effect(counting, count, added.pool, self.runs, task, self.ties)
         return found
+
+
+def refuse_own_rows(pool: Pool, features: Features) -> None:
+    """Raise UserError if the data set's own gallery is among the distractors."""
+    own = {file.path.resolve() for file in features.database_files.values()}
+    for shard in pool.shards:
+        if shard.path.resolve() in own:
+            raise UserError(
+                f"--distractors {shard.path}: these are the rows of {features.dataset} itself, "
+                "right answers among them; --gallery all ranks every query against all of them"
+            )
 
 
 def refuse_tokens(runs: Sequence[Run]) -> None:

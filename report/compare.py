@@ -103,17 +103,20 @@ def compare_runs(
 
 def _require_alike(run_a: Path, run_b: Path, a: QueryValues, b: QueryValues) -> None:
     """Raise UserError unless the queries of two runs are named and judged in the same way."""
+    if run_a.resolve() == run_b.resolve():
+        raise UserError(f"{run_a} is named twice; name two result folders")
     for run, own in ((run_a, a), (run_b, b)):
         if not own.averages:
             raise UserError(f"{run}: the ground truth is hidden, there is nothing to compare by")
-    for what, of_a, of_b in (
-        ("labels", list(a.labels), list(b.labels)),
-        ("averages", [own.name for own in a.averages], [own.name for own in b.averages]),
+    names_a, names_b = ([own.name for own in run.averages] for run in (a, b))
+    for what, of_a, of_b, advice in (
+        ("tasks: the labels", list(a.labels), list(b.labels), "compare runs over one data set"),
+        ("columns: the averages", names_a, names_b, "run them with the same --metrics"),
     ):
         if of_a != of_b:
             raise UserError(
-                f"{run_a} and {run_b} are of different tasks: the {what} are {', '.join(of_a)} and "
-                f"{', '.join(of_b)}; compare runs over one data set"
+                f"{run_a} and {run_b} are of different {what} are {', '.join(of_a)} and "
+                f"{', '.join(of_b)}; {advice}"
             )
     if a.averages != b.averages:
         name = next(x.name for x, y in zip(a.averages, b.averages, strict=True) if x != y)

@@ -317,8 +317,9 @@ class TestCompareRuns:
         moved = dict(tags, pair=[*tags["pair"][:5], "elsewhere", *tags["pair"][6:]])
         moved = write_run(tmp_path / "moved", a, moved)
         for run, message in (
-            (fewer, "are of different tasks: the averages are mAP, mmAP, minmAP and mAP"),
+            (fewer, "are of different columns: the averages are mAP, mmAP, minmAP and mAP; run"),
             (other, "do not average mmAP in the same way"),
+            (run_a, "/a is named twice; name two result folders"),
             (hidden, "hidden: the ground truth is hidden"),
             (moved, r"query 6 of .* has the pair '[pq]"),
         ):

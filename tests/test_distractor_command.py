@@ -370,10 +370,13 @@ def test_half_precision_where_all_rows_that_would_be_checked_are_bad(
         (["--distractors", "{pool}", "--distractors_limit", "1,-2"], "-2 is negative"),
         (["--distractors", "{pool}", "--distractors_limit", "1,"], "invalid numbers value: '1,'"),
         (["--distractors", "{empty}"], "holds no .npy file"),
+        (["--distractors", "{pool}", "{pool}/img_emb"], "img_emb_0.npy is named twice, and would"),
+        (["--distractors", "{own}"], "database_image.npy: these are the rows of icir itself"),
     ],
 )
 def test_refusals(world, tmp_path, flags, said):
     places = {"pool": str(world / "pool"), "empty": str(tmp_path)}
+    places["own"] = str(world / "features/clip_features/icir")
     flags = [flag.format(**places) for flag in flags]
     with pytest.raises(UserError, match=said):
         run_retrieval.main(arguments(world, tmp_path / "results", "--method", "image", *flags))

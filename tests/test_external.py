@@ -443,6 +443,21 @@ def test_an_exported_run_read_back_is_the_run_itself(world, exported, tmp_path, 
     assert back == (exported / "APs.csv").read_text()
 
 
+def test_exports_of_other_features_do_not_stay(world, tmp_path):
+    flags = ("--method", "text", "--results_dir", tmp_path)
+    assert judge(world, *flags, "--export", "trec").returncode == 0
+    folder = tmp_path / "icir/text"
+    left = {*folder.iterdir()}
+    assert judge(world, *flags).returncode == 0
+    assert {*folder.iterdir()} == left
+    table = folder / "mAP_table.csv"
+    (features,) = {row["features"] for row in csv.DictReader(table.open())}
+    table.write_text(table.read_text().replace(features, "another"))
+    assert judge(world, *flags).returncode == 0
+    names = {path.name for path in left - {*folder.iterdir()}}
+    assert names >= {"ids.csv", "qrels.txt", "run.trec"}
+
+
 def test_scores_of_a_trec_run_fall_strictly(exported):
     lines = (exported / "run.trec").read_text().splitlines()
     scores = [(line.split()[0], int(line.split()[4])) for line in lines]
