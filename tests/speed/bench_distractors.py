@@ -6,10 +6,11 @@
 
 `make` writes a world of i-CIR's queries with small galleries, and a pool of float16 rows like its
 images, to --folder. `run` measures one method, in this process: the passes over the pool, from
-files on disk (read before, as far as they fit); and before and after each of them the products of
-blocks of rows with all distinct vectors that the pass compares them with, alone, as fast as they
-are with any of some sizes of blocks. The share is the time that the products take, of the time that
-the passes take. It may be started by torchrun.
+files on disk (read before, as far as they fit), which are interrupted and continued every
+--stretch units; and before and after each stretch the products of blocks of rows with all distinct
+vectors that the pass compares them with, alone, as fast as they are with any of some sizes of
+blocks. So both see the same machine, however its speed drifts. The share is the time that the
+products take, of the time that the passes take. It may be started by torchrun, with --stretch 0.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,8 @@ from make_world import WorldSpec, make_world
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from utils_ranks import Group  # noqa: E402
 
 BLOCK = 1 << 16
 BLOCKS = {  # of rows, of products that are timed alone
@@ -63,7 +68,7 @@ def make(folder: Path, rows: int) -> None:
     pool.flush()
 
 
-def run(folder: Path, name: str, rows: int, at_once: int | None, gpu: int) -> None:
+def run(folder: Path, name: str, rows: int, at_once: int | None, gpu: int, stretch: int) -> None:
     import resource
 
     import distractors.pool
@@ -93,21 +98,26 @@ def run(folder: Path, name: str, rows: int, at_once: int | None, gpu: int) -> No
     passes = []
     inner = running.run_pass
 
-    def timed(work, **options):
+    def timed(work, pool, group, **options):
         compared = getattr(work, "compared", None)
         vectors = [work.vectors] if compared is None else [*compared.vectors.values()]
-        before = [time_product(own) for own in vectors]
-        start = time.perf_counter()
-        found = inner(work, **options)
-        seconds = time.perf_counter() - start
-        after = [time_product(own) for own in vectors]
-        product = rows * (sum(before) + sum(after)) / 2
-        passes.append((product, seconds))
-        work_of_row = 2 * sum(own.numel() for own in vectors)
+        products, seconds = [sum(map(time_product, vectors))], []
+        for some in stretches(len(pool.units()), stretch):
+            start = time.perf_counter()
+            found = inner(work, pool=pool, group=some or group, **options)
+            seconds.append(time.perf_counter() - start)
+            products.append(sum(map(time_product, vectors)))
+        if stretch:
+            found = inner(work, pool=pool, group=group, **options)  # what is kept, together
+        of_row = np.convolve(products, (0.5, 0.5), "valid")
+        shares = of_row * rows_of(pool, stretch) / seconds
+        product = float(of_row @ rows_of(pool, stretch))
+        passes.append((product, sum(seconds)))
+        rate = 2 * sum(own.numel() for own in vectors) * rows / product / 1e9
         print(
-            f"{type(work).__name__}: {sum(map(len, vectors))} vectors, {seconds:.1f} s, of which "
-            f"products {product:.1f} s ({work_of_row * rows / product / 1e9:.0f} GFLOP/s; before "
-            f"{work_of_row / sum(before) / 1e9:.0f}, after {work_of_row / sum(after) / 1e9:.0f})"
+            f"{type(work).__name__}: {sum(map(len, vectors))} vectors, {sum(seconds):.1f} s, of "
+            f"which products {product:.1f} s ({rate:.0f} GFLOP/s); share in each of {len(shares)} "
+            f"stretches {np.quantile(shares, (0, 0.25, 0.5, 0.75, 1)).round(2).tolist()}"
         )
         return found
 
@@ -124,6 +134,30 @@ def run(folder: Path, name: str, rows: int, at_once: int | None, gpu: int) -> No
         f"{needed / total:.2f}, whole evaluation {evaluation.seconds:.1f} s, peak {peak:.0f} MB, "
         f"mAP {evaluation.columns['mAP']:.2f}"
     )
+
+
+@dataclass(frozen=True)
+class Some(Group):
+    """A process alone that is dealt some of the units."""
+
+    units: range
+
+    def deal(self, units: int) -> Iterator[int]:
+        yield from self.units
+
+
+def stretches(units: int, stretch: int) -> list[Some | None]:
+    """So many units each; None: all at once, as they are dealt."""
+    if not stretch:
+        return [None]
+    starts = range(0, units, stretch)
+    return [Some(range(start, min(start + stretch, units))) for start in starts]
+
+
+def rows_of(pool, stretch: int) -> np.ndarray:
+    """The rows of each stretch."""
+    rows = np.array(list(map(len, pool.units())))
+    return np.add.reduceat(rows, range(0, len(rows), stretch or len(rows)))
 
 
 def time_product(vectors) -> float:
@@ -171,6 +205,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=500_000)
     parser.add_argument("--gpu", type=int, default=-1, help="CUDA device, -1 for the CPU")
     parser.add_argument("--at_once", type=int, help="rows scored together")
+    parser.add_argument("--stretch", type=int, default=4, help="units, 0: the whole at once")
     parser.add_argument("--vectors", type=int, default=1082, help="faiss: queries")
     parser.add_argument("--k", type=int, default=100, help="faiss: rows that are returned")
     parser.add_argument("--method", choices=METHODS, default="product")
@@ -180,7 +215,7 @@ def main() -> None:
     elif args.what == "faiss":
         search(args.folder, args.rows, args.vectors, args.k)
     else:
-        run(args.folder, args.method, args.rows, args.at_once, args.gpu)
+        run(args.folder, args.method, args.rows, args.at_once, args.gpu, args.stretch)
 
 
 if __name__ == "__main__":
