@@ -83,6 +83,14 @@ class MappedRows:
         """
         return self._map(rows.start, rows.stop) if isinstance(rows, slice) else self._gather(rows)
 
+    def read_ahead(self, rows: slice) -> None:
+        """Tell the system, where it can be told, that these rows will be read soon."""
+        if hasattr(os, "posix_fadvise"):
+            begin = self._offset + rows.start * self._row_bytes
+            length = (rows.stop - rows.start) * self._row_bytes
+            with open(self.path, "rb") as file:
+                os.posix_fadvise(file.fileno(), begin, length, os.POSIX_FADV_WILLNEED)
+
     def _gather(self, rows: np.ndarray) -> np.ndarray:
         """Rows that lie apart, every stretch of neighbours read at once: mapping costs more."""
         array = np.empty((len(rows), self.shape[1]), self.dtype)

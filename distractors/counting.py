@@ -256,6 +256,7 @@ class Counting:
     compared: Compared
     thresholds: Sequence[Sequence[Thresholds]]
     precision: str = FULL
+    buffers: Buffers = field(default_factory=Buffers, repr=False)
 
     @cached_property
     def factors(self) -> dict[str, Tensor]:
@@ -319,7 +320,6 @@ class UnitCounter:
         self._counting = counting
         self._counters = [[Counter.of(own) for own in some] for some in counting.thresholds]
         self._near: list[list[tuple[int, Near, dict[str, Tensor]]]] = [[] for _ in counting.parts]
-        self._buffers = Buffers()
 
     def add(self, chunk: Chunk) -> None:
         """Count some rows, whatever their numbers in the pool are."""
@@ -346,7 +346,7 @@ class UnitCounter:
         vectors = self._counting.factors.get(kind)
         if vectors is None:
             return None
-        out = self._buffers.of(kind, (len(vectors), len(unit)), unit.device)
+        out = self._counting.buffers.of(kind, (len(vectors), len(unit)), unit.device)
         return multiply(vectors, rounded(unit, self._counting.precision), out)
 
     def _settle(self, number: int) -> None:

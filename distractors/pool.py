@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,8 @@ QUERIES_AT_ONCE = 512  # of a part, where a method leaves it open
 SCORES_OF_A_PART = 1 << 21
 SCORES_HELD = 1 << 25
 LARGER = {"cpu": 1, "cuda": 16}  # by type of device, times as many rows: a GPU wants large steps
-BYTES_READ = {"cpu": 1 << 20, "cuda": 64 << 20}  # by type of device; twice that is held
+BYTES_COPIED = 64 << 20  # to a GPU together, which wants large copies; twice that is held
+ROWS_SCALED = 512  # together on a CPU: they fit a core's caches
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +76,11 @@ class Unit:
         return self.stop - self.start
 
 
-class Buffers:
-    """Memory for float32 values that is used again and again: to touch new memory takes longer."""
+class Buffers(threading.local):
+    """Memory for float32 values that is used again and again: to touch new memory takes longer.
+
+    Each thread has its own, as long as it lives.
+    """
 
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
@@ -120,6 +125,7 @@ class Pool:
     rows: int
     cuts: tuple[int, ...] = ()
     skips_bad: bool = False
+    _buffers: Buffers = field(default_factory=Buffers, repr=False)
 
     def __len__(self) -> int:
         return self.rows
@@ -175,10 +181,9 @@ class Pool:
         import torch
 
         files = {kind: self.shards[unit.shard].files[kind] for kind in kinds}
-        buffers = Buffers()
         for rows, stored in _stretches(files, unit, device, at_once):
-            scaled = {n: buffers.of(n, own.shape, device).copy_(own) for n, own in stored.items()}
-            length = {name: own.norm(dim=1) for name, own in scaled.items()}
+            scaled = {n: self._buffers.of(n, own.shape, device) for n, own in stored.items()}
+            length = {name: _scale(own, scaled[name]) for name, own in stored.items()}
             bad = {name: _bad_rows(own) for name, own in length.items()}
             for name, lost in bad.items():
                 if len(lost) and not self.skips_bad:
@@ -186,8 +191,6 @@ class Pool:
             number = np.arange(rows.start, rows.stop) + unit.first - unit.start
             lost = np.unique(np.concatenate([*bad.values()]))
             left = torch.from_numpy(np.delete(np.arange(len(number)), lost)).to(device)
-            for name, own in scaled.items():
-                own.div_(length[name][:, None])
             parts = (stored, length, scaled)
             if len(lost):
                 parts = ({name: own[left] for name, own in part.items()} for part in parts)
@@ -222,11 +225,28 @@ def _stretches(
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """The rows of a unit, so many at a time, as they are stored, on the device.
 
-    They are read ahead, at least BYTES_READ of them together: a GPU wants large copies.
+    The next are read while these are used.
     """
+    import torch
+
+    if device.type != "cpu":
+        yield from _copied(files, unit, device, at_once)
+        return
+    stretches = list(slices(unit.start, unit.stop, at_once))
+    for rows, following in zip_longest(stretches, stretches[1:]):
+        mapped = {kind: torch.from_numpy(file.read(rows)) for kind, file in files.items()}
+        if following:
+            for file in files.values():
+                file.read_ahead(following)
+        yield rows, mapped
+
+
+def _copied(
+    files: Mapping[str, MappedRows], unit: Unit, device: torch.device, at_once: int
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """_stretches on a GPU, copied at least BYTES_COPIED at a time."""
     row_bytes = sum(file.dtype.itemsize * file.shape[1] for file in files.values())
-    most = at_once * max(1, BYTES_READ[device.type] // (row_bytes * at_once))
-    most = min(most, len(unit))
+    most = min(at_once * max(1, BYTES_COPIED // (row_bytes * at_once)), len(unit))
 
     def fill(rows: slice, buffers: Mapping[str, Tensor]) -> int:
         for kind, file in files.items():
@@ -239,6 +259,20 @@ def _stretches(
         for rows in slices(stretch.start, stretch.stop, at_once):
             own = slice(rows.start - stretch.start, rows.stop - stretch.start)
             yield rows, {kind: values[own] for kind, values in stored.items()}
+
+
+def _scale(raw: Tensor, unit: Tensor) -> Tensor:
+    """Fill unit, float32 (n, D), with raw over the lengths of its rows, float32 (n,), and return
+    these.
+    """
+    import torch
+
+    length = unit.new_empty(len(unit))
+    at_once = len(raw) if raw.is_cuda else ROWS_SCALED
+    for own, into, by in zip(*(part.split(at_once) for part in (raw, unit, length)), strict=True):
+        torch.linalg.vector_norm(into.copy_(own), dim=1, out=by)
+        into.div_(by[:, None])
+    return length
 
 
 def _bad_rows(length: Tensor) -> np.ndarray:

@@ -208,6 +208,7 @@ class Asking:
     vectors: Tensor | None = None
     k: int = 0
     places: Mapping[bytes, Tensor] = field(default_factory=dict)
+    buffers: Buffers = field(default_factory=Buffers, repr=False)
 
     @classmethod
     def of(cls, answers: Answers) -> Asking:
@@ -259,7 +260,6 @@ class UnitAnswers:
     def __init__(self, asking: Asking):
         self._asking = asking
         self._sums: dict[str, Any] = {}
-        self._buffers = Buffers()
         self._best: tuple[Tensor, Tensor] | None = None
 
     def add(self, chunk: Chunk) -> None:
@@ -280,7 +280,7 @@ class UnitAnswers:
         import torch
 
         vectors = self._asking.vectors
-        similarity = self._buffers.of("similarity", (len(vectors), len(unit)), unit.device)
+        similarity = self._asking.buffers.of("similarity", (len(vectors), len(unit)), unit.device)
         torch.mm(vectors, unit.T, out=similarity)
         k = self._asking.k
         if self._best is None:
