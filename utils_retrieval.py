@@ -171,15 +171,25 @@ class Queries:
         words = self.words[place] if isinstance(place, slice) else [self.words[i] for i in which]
         return Queries(features, self.number[which], words, self.device, self, place)
 
-    def similarities(self, gallery: Gallery, *names: str, of: str = "image") -> list[Tensor]:
+    def similarities(
+        self, gallery: Gallery, *names: str, of: str = "image", at_least: float | None = None
+    ) -> list[Tensor]:
         """V X' of the features of each name with a gallery's features: (Q, N) each.
 
         What is not known yet takes one product; all methods share it, and none may change it.
+        at_least: what lower similarities are raised to.
         """
         features = self.observed.features
         asked = {name: Asked(partial(features.__getitem__, name)) for name in names}
-        found = self.compare(gallery, asked, of)
-        return [found[name] for name in names]
+        if at_least is None:
+            return list(self.compare(gallery, asked, of).values())
+        unkept = self._learn(gallery, asked, of)
+        return [
+            unkept[name].clamp(min=at_least)
+            if name in unkept
+            else self._raised((gallery, of, name), at_least)
+            for name in names
+        ]
 
     def compare(
         self, gallery: Gallery, asked: Mapping[Hashable, Asked], of: str = "image"
@@ -189,16 +199,38 @@ class Queries:
         What is not known yet takes one product: of all that were observed, equal vectors once, if
         there is room to keep what comes of it, else of these. Equal keys are to ask for the same.
         """
-        known, full = self.observed._known, {key: (gallery, of, key) for key in asked}
-        new = {key: one for key, one in asked.items() if full[key] not in known}
-        room = BYTES_KEPT - sum(shared.values.nbytes for shared in known.values())
-        kept, found = _ask(new, gallery, of, room, self.place) if new else (True, {})
-        if kept:
-            known.update({full[key]: shared for key, shared in found.items()})
+        unkept = self._learn(gallery, asked, of)
         return {
-            key: found[key].values if key in found and not kept else self._taken(full[key])
-            for key in asked
+            key: unkept[key] if key in unkept else self._taken((gallery, of, key)) for key in asked
         }
+
+    def _learn(
+        self, gallery: Gallery, asked: Mapping[Hashable, Asked], of: str
+    ) -> dict[Hashable, Tensor]:
+        """Compute what is asked and not known; what there is no room to keep, by key: (Q, N)."""
+        known = self.observed._known
+        new = {key: one for key, one in asked.items() if (gallery, of, key) not in known}
+        if not new:
+            return {}
+        kept, found = _ask(new, gallery, of, self._room, self.place)
+        if not kept:
+            return {key: shared.values for key, shared in found.items()}
+        known.update({(gallery, of, key): shared for key, shared in found.items()})
+        return {}
+
+    @property
+    def _room(self) -> int:
+        """Bytes that may still be kept."""
+        return BYTES_KEPT - sum(shared.values.nbytes for shared in self.observed._known.values())
+
+    def _raised(self, key: Hashable, least: float) -> Tensor:
+        """What is known, no lower than this: of shared values once, if there is room."""
+        known, own = self.observed._known, (key, least)
+        if own not in known:
+            if known[key].values.nbytes > self._room:
+                return self._taken(key).clamp(min=least)
+            known[own] = replace(known[key], values=known[key].values.clamp(min=least))
+        return self._taken(own)
 
     def _taken(self, key: Hashable) -> Tensor:
         if key not in self._own:

@@ -55,9 +55,10 @@ def sum_scores(points: Sequence, queries: Queries, gallery: Gallery) -> Iterator
 
 def product_scores(points: Sequence, queries: Queries, gallery: Gallery) -> Iterator[Tensor]:
     """max(I X', 0) * max(T X', 0), or unclamped I X' * T X', element by element: yields (Q, N)."""
-    image, text = _image_and_text(points, queries, gallery)
+    are_clamped = all(p.clamp for p in points)
+    image, text = _image_and_text(points, queries, gallery, are_clamped)
     for p in points:
-        if p.clamp:
+        if p.clamp and not are_clamped:
             yield image.clamp(min=0).mul_(text[p.contextualize].clamp(min=0))
         else:
             yield image * text[p.contextualize]
@@ -73,19 +74,20 @@ def sum_parts(p: SumParameters, queries: Queries, gallery: Gallery) -> Parts:
 
 def product_parts(p: ProductParameters, queries: Queries, gallery: Gallery) -> Parts:
     """I X' and T X', at least zero where they are clamped."""
-    image, text = _image_and_text([p], queries, gallery)
-    both = {"image": image, "text": text[p.contextualize]}
-    if p.clamp:
-        both = {name: own.clamp(min=0) for name, own in both.items()}
-    return Parts(both, Fusion(xy=1.0))
+    image, text = _image_and_text([p], queries, gallery, p.clamp)
+    return Parts({"image": image, "text": text[p.contextualize]}, Fusion(xy=1.0))
 
 
 def _image_and_text(
-    points: Sequence, queries: Queries, gallery: Gallery
+    points: Sequence, queries: Queries, gallery: Gallery, clamp: bool = False
 ) -> tuple[Tensor, dict[bool, Tensor]]:
-    """I X' (Q, N), and T X' by whether the texts are contextualised, in one product."""
+    """I X' (Q, N), and T X' by whether the texts are contextualised, in one product.
+
+    clamp: those below zero are zero.
+    """
     kinds = list(dict.fromkeys(p.contextualize for p in points))
-    image, *texts = queries.similarities(gallery, "image", *map(name_of_texts, kinds))
+    names, least = ("image", *map(name_of_texts, kinds)), 0.0 if clamp else None
+    image, *texts = queries.similarities(gallery, *names, at_least=least)
     return image, dict(zip(kinds, texts, strict=True))
 
 

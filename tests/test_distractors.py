@@ -284,7 +284,8 @@ def test_bad_rows_are_left_out_on_demand(tmp_path, many, monkeypatch):
     monkeypatch.setattr(distractors.pool, "ROWS_OF_A_UNIT", 40)
     monkeypatch.setattr(distractors.pool, "MOST_ROWS", 9)
     # As on a GPU, where several of those are copied together: 3, here.
-    monkeypatch.setitem(distractors.pool.BYTES_READ, "cpu", 4 * 9 * 2 * 4 * DIM - 1)
+    monkeypatch.setattr(distractors.pool, "_stretches", distractors.pool._copied)
+    monkeypatch.setattr(distractors.pool, "BYTES_COPIED", 4 * 9 * 2 * 4 * DIM - 1)
     alone, joined, runs, assets, made = many
     places = [3, *[40 - 1] * 40, 150, 300]  # the second unit is bad, and the last row
     spoiled = {kind: with_bad_rows(rows, places) for kind, rows in made.items()}
