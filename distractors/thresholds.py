@@ -204,13 +204,17 @@ def _count_on_cpu(scores: np.ndarray, flat: Flat, passed: np.ndarray) -> Cells:
 
 def _count_few(scores: np.ndarray, in_play: np.ndarray, flat: Flat, passed: np.ndarray) -> Cells:
     """By the place of some scores among all thresholds. in_play: bool (Q, n), which these are."""
-    query, row = np.divmod(np.flatnonzero(in_play), scores.shape[1])
-    value = scores[query, row]
+    count, wide = scores.shape
+    cell = np.flatnonzero(in_play)
+    ends = cell.searchsorted(np.arange(wide, (count + 1) * wide, wide))
+    query = np.repeat(np.arange(count), np.diff(ends, prepend=0))
+    value = scores.take(cell)
     place = flat.key.searchsorted(_keys(query, value))  # of the first that it is not above
     np.add.at(passed, place[place > flat.start[query]] - 1, 1)
-    near = place < flat.start[query + 1]
-    near[near] = flat.low[place[near]] <= value[near]
-    return query[near], row[near], value[near]
+    near = np.flatnonzero(place < flat.start[query + 1])
+    near = near[flat.low[place[near]] <= value[near]]
+    query = query[near]
+    return query, cell[near] - query * wide, value[near]
 
 
 def _count_sorted(scores: np.ndarray, which: np.ndarray, flat: Flat, passed: np.ndarray) -> Cells:
