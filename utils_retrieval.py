@@ -246,9 +246,7 @@ def _ask(
     for key, one in asked.items():
         vectors = one.vectors()
         first, kind = gallery.distinct(vectors)
-        is_slice = isinstance(first, slice)
-        own = vectors[first] if is_slice else vectors.index_select(0, first)  # several times faster
-        parts[key] = own, first, kind
+        parts[key] = gallery.pick(vectors, first), first, kind
         if kind is not None and len(first) <= min(FEW, len(kind) // FEW):
             few.add(key)
     fits = 4 * len(gallery) * sum(len(vectors) for vectors, _, _ in parts.values()) <= room
@@ -335,6 +333,12 @@ class Gallery:
             return slice(None), None
         first, kind = equal_rows(vectors)
         return (slice(None), None) if len(first) == len(kind) else (first, kind)
+
+    def pick(self, vectors: Tensor, first: Tensor | slice) -> Tensor:
+        """Those of some vectors that are compared in place of all."""
+        if isinstance(first, slice):
+            return vectors[first]
+        return vectors.index_select(0, first)  # several times faster
 
     def similarity(self, vectors: Tensor, mean: Tensor | None = None, of: str = "image") -> Tensor:
         """V (X - m)': (V, D) against all rows -> (V, N); mean: (D,) or None for zero."""

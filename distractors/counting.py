@@ -103,6 +103,10 @@ class Answering(Gallery):
         self.open.append(next(self.said))
         return self.open[-1]
 
+    def pick(self, vectors: Tensor, first: Tensor | slice) -> Tensor:
+        """As many, whichever: they have been compared."""
+        return vectors[first] if isinstance(first, slice) else vectors[: len(first)]
+
     def similarities(self, parts: Mapping, of: str = "image", few: Collection = ()) -> dict:
         kinds = [kind for _, kind in self.open] or [None] * len(parts)
         self.open.clear()
