@@ -12,7 +12,7 @@ import numpy as np
 
 from utils import UserError
 from utils_copies import copied_ahead, shapes_of
-from utils_task import NO_SET, RowSets, Task
+from utils_task import NO_SET, RowSets, Task, unique_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,9 +133,8 @@ def _make_block(task: Task, queries: np.ndarray) -> Block:
 
 def _by_image(task: Task, queries: np.ndarray) -> tuple[np.ndarray, int]:
     """The queries with those of one image side by side, and how many these are, on the average."""
-    number: dict[tuple[str, ...], int] = {}
-    code = [number.setdefault(task.queries.images[q], len(number)) for q in queries.tolist()]
-    return queries[np.argsort(code, kind="stable")], len(queries) // len(number)
+    distinct, code = unique_in_order(task.queries.images[query] for query in queries.tolist())
+    return queries[np.argsort(code, kind="stable")], len(queries) // len(distinct)
 
 
 def find_copies(task: Task, rows: slice | np.ndarray) -> np.ndarray | None:

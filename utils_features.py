@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from utils_backbones import (
 )
 from utils_model_files import CONFIG_FILE, check_model_files, without_remote_code
 from utils_pickles import one_line
+from utils_task import unique_in_order
 from utils_text_tower import (
     CausalTextTower,
     PlacedVectors,
@@ -289,20 +290,20 @@ class Encoder:
         that stand in the place of a mark; then what is encoded once is a text with its vector.
         Raises UserError for a text without the mark, and for vectors of another width.
         """
-        if replace is None:
-            rows = _rows_by_value(texts)
-        else:
+        keys = texts
+        if replace is not None:
             self._check_vectors(replace)
-            rows = _rows_by_value(list(zip(texts, replace.which.tolist(), strict=True)))
-            replace = replace.of([where[0] for where in rows.values()])
-        distinct = [texts[where[0]] for where in rows.values()]
-        features = np.empty((len(rows), self.dim), np.float32)
-        weights = np.array([len(where) for where in rows.values()])
+            keys = list(zip(texts, replace.which.tolist(), strict=True))
+        _, of = unique_in_order(keys)
+        _, first, counts = np.unique(of, return_index=True, return_counts=True)
+        replace = replace and replace.of(first)
+        features = np.empty((len(first), self.dim), np.float32)
+        distinct = [texts[row] for row in first]
         for batch, values in self._encode_distinct(distinct, batch_size, replace):
             features[batch] = values
             if progress:
-                progress(int(weights[batch].sum()))
-        return features[_row_numbers(rows, len(texts))]
+                progress(int(counts[batch].sum()))
+        return features[of]
 
     @property
     def token_dim(self) -> int:
@@ -342,15 +343,15 @@ class Encoder:
         that recurs is averaged once, a prompt that recurs (within CONTEXTS_AT_ONCE texts) is
         encoded once. progress is told as in encode_texts.
         """
-        rows = _rows_by_value(texts)
-        distinct = list(rows)
+        distinct, of = unique_in_order(texts)
+        counts = np.bincount(of, minlength=len(distinct))
         features = np.empty((len(distinct), self.dim), np.float32)
         for start in range(0, len(distinct), CONTEXTS_AT_ONCE):
             some = distinct[start : start + CONTEXTS_AT_ONCE]
-            settled = sum(len(rows[text]) for text in some)
+            settled = int(counts[start : start + len(some)].sum())
             report = _scale_progress(progress, settled)
             features[start : start + len(some)] = self._average(some, words, batch_size, report)
-        return features[_row_numbers(rows, len(texts))]
+        return features[of]
 
     def _average(
         self,
@@ -424,22 +425,6 @@ class Encoder:
             with inference(self.device, self.precision):
                 features = tower.encode(tree, self.device, vectors)
             yield tree.rows, features
-
-
-def _rows_by_value(values: Sequence[Hashable]) -> dict[Hashable, list[int]]:
-    """The rows each distinct value stands in; values in order of first occurrence."""
-    rows: dict[Hashable, list[int]] = {}
-    for row, value in enumerate(values):
-        rows.setdefault(value, []).append(row)
-    return rows
-
-
-def _row_numbers(rows: dict[Hashable, list[int]], count: int) -> np.ndarray:
-    """For each of `count` rows, the number of its distinct value."""
-    numbers = np.empty(count, np.int64)
-    for number, where in enumerate(rows.values()):
-        numbers[where] = number
-    return numbers
 
 
 def _scale_progress(progress: Callable[[int], None] | None, total: int) -> Callable[[float], None]:

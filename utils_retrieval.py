@@ -18,6 +18,8 @@ from functools import cached_property, partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
+from utils_task import unique_in_order
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -715,9 +717,7 @@ def equal_rows(vectors: Tensor) -> tuple[Tensor, Tensor]:
     import numpy as np
     import torch
 
-    kind: dict[bytes, int] = {}
-    of = [kind.setdefault(row.tobytes(), len(kind)) for row in vectors.cpu().numpy()]
-    of = np.array(of, np.int64)
+    _, of = unique_in_order(row.tobytes() for row in vectors.cpu().numpy())
     first = np.unique(of, return_index=True)[1]
     return tuple(torch.from_numpy(index).to(vectors.device) for index in (first, of))
 

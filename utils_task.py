@@ -9,7 +9,7 @@ has 43,615 composed queries, but 360 sets of positives.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,13 @@ NO_SET = -1  # as a pool: the whole gallery; as positives, excluded or related: 
 NO_POSITIVES = "without positives, which score 0"  # queries, in a note of their task
 UNREADABLE = "unreadable"  # images that extraction left out, missing ones among them
 FORMAT = 1  # of task.json and task.npz
+
+
+def unique_in_order(values: Iterable[Hashable]) -> tuple[list, np.ndarray]:
+    """The distinct values in order of first appearance, and for each value (n,) int64 which."""
+    numbers: dict[Hashable, int] = {}
+    which = [numbers.setdefault(value, len(numbers)) for value in values]
+    return list(numbers), np.array(which, np.int64)
 
 
 # ---------------------------------------------------------------------------------------------

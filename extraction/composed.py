@@ -30,10 +30,10 @@ from extraction.job import Job, Work
 from extraction.labelled import LabelledWork
 from extraction.manifest import describe
 from extraction.parts import Parts, write_arrays
-from extraction.stage import ImageStage, Rows, Stage, share
+from extraction.stage import ImageStage, Rows, Stage
 from methods.words import task_texts
 from utils import write_csv
-from utils_task import Picture, Task
+from utils_task import Picture, Task, unique_in_order
 
 SHOWN = 60  # characters of a text in a message
 
@@ -153,7 +153,7 @@ def _composed(
     Its items are the distinct pairs of both; size: of its units.
     """
     items = stage.rows.item_of_row.tolist()
-    pairs, item_of_row = share(zip(items, texts, strict=True))
+    pairs, item_of_row = unique_in_order(zip(items, texts, strict=True))
     rows = Rows(
         [stage.rows.items[item] for item, _ in pairs],
         item_of_row,

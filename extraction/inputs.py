@@ -25,7 +25,7 @@ from extraction.stage import ImageStage, Rows, Stage, Summary
 from utils import UserError, publishing, say, sha256_file, write_json
 from utils_inputs import Input, InputArray, Options, Produced, Words
 from utils_storage import Features
-from utils_task import Picture
+from utils_task import Picture, unique_in_order
 from utils_text_tower import Replacement
 
 if TYPE_CHECKING:
@@ -56,15 +56,13 @@ class QueryImages:
     def read(cls, features: Features) -> QueryImages:
         """Those of a data set's features."""
         rows = features.query("image")
-        numbers: dict[tuple[Picture, ...], int] = {}
-        asked = map(tuple, features.task.queries.pictures())
-        of = np.array([numbers.setdefault(own, len(numbers)) for own in asked], np.int64)
+        pictures, of = unique_in_order(map(tuple, features.task.queries.pictures()))
         first = np.unique(of, return_index=True)[1]
         if rows.of is None:
             values = rows.values[first if rows.row is None else rows.row[first]]
         else:
             values = np.stack([rows.values[own[own >= 0]].mean(0) for own in rows.of[first]])
-        return cls(list(numbers), values, of)
+        return cls(pictures, values, of)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from extraction.reading import (
     load_chunks,
 )
 from utils import UserError
+from utils_task import unique_in_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------------------------------------
 # Rows and what became of them
 # ---------------------------------------------------------------------------------------------
-
-
-def share(values: Iterable[Hashable]) -> tuple[list, np.ndarray]:
-    """The distinct values in order of first appearance, and for each value (n,) int64 which."""
-    numbers: dict[Hashable, int] = {}
-    item_of_row = [numbers.setdefault(value, len(numbers)) for value in values]
-    return list(numbers), np.array(item_of_row, np.int64)
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ class Rows:
     @classmethod
     def of(cls, values: Iterable[str], table: Path, lines: Sequence[int]) -> Rows:
         """Rows of these values, one a row."""
-        items, item_of_row = share(values)
+        items, item_of_row = unique_in_order(values)
         return cls(items, item_of_row, table, lines)
 
     def __len__(self) -> int:

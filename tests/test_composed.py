@@ -490,7 +490,7 @@ def test_the_method_ranks_by_the_dot_product(world, extracted):
         (("--tokens",), "--tokens has no effect"),
         (("--seeds", "1", "2"), "--seeds has no effect"),
         (("--prompt", "{nothing}"), "{nothing} is unknown"),
-        (("--prompt", "{caption} now"), "another"),
+        (("--prompt", "{caption} now"), "with other rows"),
     ],
 )
 def test_flags_without_effect_or_sense_are_refused(world, extracted, flags, message):
