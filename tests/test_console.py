@@ -61,6 +61,11 @@ def test_a_closed_stdout_is_no_error():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_closed_stdout_is_no_error_where_a_command_ends_at_once():
+    done = run_main("import utils_startup; utils_startup.quick_exit()", 'exec "$@" >&-')
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_full_disk_names_the_file(tmp_path):
     with pytest.raises(OSError, match="No space") as caught, atomic_path(tmp_path / "a.json"):
         raise OSError(errno.ENOSPC, "No space left on device")
