@@ -112,6 +112,8 @@ class Shared:
         """The values of some of the queries, (q, N); copied only where they lie scattered."""
         if self.kind is None:
             return self.values[place]
+        if isinstance(place, slice) and place == slice(None) and self.values.shape[0] > 1:
+            return self.values.index_select(0, self.kind)
         kind = self.kind[place]
         own = kind.cpu().numpy()  # whose small steps cost less than a tensor's
         first, count = int(own[0]), len(own)

@@ -105,7 +105,7 @@ class Answering(Gallery):
 
     def pick(self, vectors: Tensor, first: Tensor | slice) -> Tensor:
         """As many, whichever: they have been compared."""
-        return vectors[first] if isinstance(first, slice) else vectors[: len(first)]
+        return vectors[first] if isinstance(first, slice) else vectors[: first.numel()]
 
     def similarities(self, parts: Mapping, of: str = "image", few: Collection = ()) -> dict:
         kinds = [kind for _, kind in self.open] or [None] * len(parts)
@@ -113,7 +113,7 @@ class Answering(Gallery):
         found = {}
         for (name, (vectors, _)), kind in zip(parts.items(), kinds, strict=True):
             own = next(self.found)
-            found[name] = own if len(own) == len(vectors) else own.index_select(0, kind)
+            found[name] = own if own.shape[0] == vectors.shape[0] else own.index_select(0, kind)
         return found
 
 
@@ -336,10 +336,10 @@ class UnitCounter:
             gallery = Answering(kinds, said=iter(said), found=found)
             for run, scores in enumerate(part.scores(gallery)):
                 near = count_scores(scores, *self._of(number, run))
-                if len(near.query):
+                if near.query.numel():
                     own = {name: raw[near.row] for name, raw in chunk.raw.items()}
                     self._near[number].append((run, near, own))
-            if sum(len(n.query) for _, n, _ in self._near[number]) > NEAR_OF_A_QUERY * len(part):
+            if sum(n.query.numel() for _, n, _ in self._near[number]) > NEAR_OF_A_QUERY * len(part):
                 self._settle(number)
 
     def _of(self, number: int, run: int) -> tuple[Thresholds, Counter]:

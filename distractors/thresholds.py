@@ -167,7 +167,7 @@ def count_scores(scores: Tensor, thresholds: Thresholds, counter: Counter) -> Ne
         query, row, value = map(torch.from_numpy, found)
     else:
         query, row, value = _count_on_gpu(scores, thresholds, counter)
-    if not len(query):
+    if not query.numel():
         return Near(query, row, value)
     zero = (value == 0) & thresholds.only_zero[query]
     counter.zeros.index_add_(0, query[zero], zero[zero].long())
@@ -193,7 +193,7 @@ Cells = tuple[np.ndarray, np.ndarray, np.ndarray]
 def _count_on_cpu(scores: np.ndarray, flat: Flat, passed: np.ndarray) -> Cells:
     in_play = scores >= flat.lowest
     sample = in_play[:, ::ROWS_SAMPLED]
-    is_sorted = sample.mean(1) > SHARE_TO_SORT
+    is_sorted = sample.sum(1) > SHARE_TO_SORT * sample.shape[1]
     if not is_sorted.any():
         return _count_few(scores, in_play, flat, passed)
     in_play[is_sorted] = False
@@ -206,8 +206,8 @@ def _count_few(scores: np.ndarray, in_play: np.ndarray, flat: Flat, passed: np.n
     """By the place of some scores among all thresholds. in_play: bool (Q, n), which these are."""
     count, wide = scores.shape
     cell = np.flatnonzero(in_play)
-    ends = cell.searchsorted(np.arange(wide, (count + 1) * wide, wide))
-    query = np.repeat(np.arange(count), np.diff(ends, prepend=0))
+    bounds = cell.searchsorted(np.arange(count + 1) * wide)
+    query = np.repeat(np.arange(count), bounds[1:] - bounds[:-1])
     value = scores.take(cell)
     place = flat.key.searchsorted(_keys(query, value))  # of the first that it is not above
     np.add.at(passed, place[place > flat.start[query]] - 1, 1)
