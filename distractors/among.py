@@ -13,7 +13,7 @@ import numpy as np
 
 from distractors.counting import Counting, Part, find_thresholds, listen
 from distractors.passes import LEFT_OUT, Found
-from distractors.pool import QUERIES_AT_ONCE, SIMILARITIES_AT_ONCE, Pool
+from distractors.pool import QUERIES_AT_ONCE, Pool
 from distractors.questions import Among, Answers, Asking, Unanswered, take_in
 from utils_evaluation import Evaluation, evaluate, measure_columns, plan_columns
 from utils_retrieval import Assets, Gallery, Method, Queries, equal_rows
@@ -122,14 +122,14 @@ def make_parts(task: Task, overheard: Sequence[Overheard], runs: Sequence[Run]) 
             states, queries = _joined(calls, method.of_queries)
             query, row = positives.of(queries.number)
             number = queries.number[query]
-            size = QUERIES_AT_ONCE if not own.observes or method.together else len(queries.number)
             if method.by_features and not own.observes:
-                size = SIMILARITIES_AT_ONCE
                 names = {name: 0 for p in own.points for name in method.query_features(p)}
                 queries, kind = _distinct(queries, names)
                 query = kind[query]
                 order = np.argsort(query, kind="stable")
                 query, row, number = query[order], row[order], number[order]
+            divisible = not own.observes or method.together
+            size = QUERIES_AT_ONCE if divisible else len(queries.number)
             for first, some in _split(queries, size):
                 cells = slice(*np.searchsorted(query, [first, first + size]))
                 if cells.start < cells.stop:

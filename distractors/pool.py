@@ -32,12 +32,11 @@ if TYPE_CHECKING:
     from utils_storage import Features
 
 ROWS_OF_A_UNIT = 1 << 16  # what is counted, kept and dealt to ranks at once
-# Rows of a unit that are scored together, at most: a part's scores of them fit the caches, all
-# vectors' the memory.
-MOST_ROWS = 4608
+# Rows of a unit that are scored together: a part's scores of them fit the caches, all vectors' the
+# memory.
+MOST_ROWS = 8192
 ALIGNED = 256  # where there are as many, a multiple of it: products of others take up to 1.5 times
-QUERIES_AT_ONCE = 128  # of a part, where a method leaves it open: a score is made of several values
-SIMILARITIES_AT_ONCE = 512  # the same, where scores are the similarities themselves
+QUERIES_AT_ONCE = 512  # of a part, where a method leaves it open
 SCORES_OF_A_PART = 1 << 21
 SCORES_HELD = 1 << 25
 LARGER = {"cpu": 1, "cuda": 16}  # by type of device, times as many rows: a GPU wants large steps

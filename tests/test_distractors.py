@@ -265,8 +265,7 @@ def test_every_method_ranks_as_in_one_gallery(tmp_path, many, monkeypatch, parts
     """However the pool is cut into files, units and blocks, with room for what is shared or not."""
     monkeypatch.setattr(distractors.pool, "ROWS_OF_A_UNIT", [1 << 18, 70, 31][parts - 1])
     monkeypatch.setattr(distractors.pool, "MOST_ROWS", [2048, 70, 40][parts - 1])
-    for most in ("QUERIES_AT_ONCE", "SIMILARITIES_AT_ONCE"):
-        monkeypatch.setattr(distractors.among, most, [512, 9, 5][parts - 1])
+    monkeypatch.setattr(distractors.among, "QUERIES_AT_ONCE", [512, 9, 5][parts - 1])
     monkeypatch.setattr(utils_retrieval, "BYTES_KEPT", [1 << 29, 1 << 11, 0][parts - 1])
     alone, joined, runs, assets, made = many
     expected = evaluate_exactly(joined, runs, assets)
