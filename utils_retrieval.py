@@ -186,14 +186,13 @@ class Queries:
         features = self.observed.features
         asked = {name: Asked(partial(features.__getitem__, name)) for name in names}
         if at_least is None:
-            return list(self.compare(gallery, asked, of).values())
+            found = self.compare(gallery, asked, of)
+            return [found[name] for name in names]
         unkept = self._learn(gallery, asked, of)
-        return [
-            unkept[name].clamp(min=at_least)
-            if name in unkept
-            else self._raised((gallery, of, name), at_least)
-            for name in names
-        ]
+        raised = {name: own.clamp(min=at_least) for name, own in unkept.items()}
+        for name in asked.keys() - raised:
+            raised[name] = self._raised((gallery, of, name), at_least)
+        return [raised[name] for name in names]
 
     def compare(
         self, gallery: Gallery, asked: Mapping[Hashable, Asked], of: str = "image"
@@ -499,22 +498,6 @@ def _states_as_they_are(states: Sequence, queries: Queries, gallery: Gallery) ->
     return states
 
 
-def _takes_nothing(parameters: Any, assets: Assets) -> Sequence[tuple]:
-    return ()
-
-
-def _no_caution(parameters: Any) -> str:
-    return ""
-
-
-def _no_draws(method: Method, names: Sequence[str]) -> tuple[Method, ...]:
-    return (method,)
-
-
-def _needs_nothing(points: Sequence) -> Needs:
-    return Needs()
-
-
 @dataclass(frozen=True, eq=False)
 class Method:
     """A method, as its file under methods/ declares it.
@@ -554,16 +537,16 @@ class Method:
     prepare: Callable[[Sequence, Assets], Sequence] = _points_as_they_are
     observe: Callable[[Sequence, Queries, Gallery], Sequence] = _states_as_they_are
     of_queries: tuple[str, ...] = ()
-    needs: Callable[[Sequence], Needs] = _needs_nothing
+    needs: Callable[[Sequence], Needs] = lambda points: Needs()
     together: str | None = None
     by_features: bool = False
     inputs: Mapping[str, Input | AskedTexts] = field(default_factory=dict)
     steps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     compared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    caution: Callable[[Any], str] = _no_caution
-    takes: Callable[[Any, Assets], Sequence[tuple]] = _takes_nothing
+    caution: Callable[[Any], str] = lambda parameters: ""
+    takes: Callable[[Any, Assets], Sequence[tuple]] = lambda parameters, assets: ()
     parts: Callable[[Any, Queries, Gallery], Parts] | None = None
-    draws: Callable[[Method, Sequence[str]], Sequence[Method]] = _no_draws
+    draws: Callable[[Method, Sequence[str]], Sequence[Method]] = lambda method, names: (method,)
 
     def query_features(self, parameters: Any) -> tuple[str, ...]:
         """The query features that a run of these parameters reads."""
@@ -577,28 +560,6 @@ def similarity_scores(
     """V X' of the query features of that name, for every point: yields (Q, N)."""
     [similarity] = queries.similarities(gallery, name)
     yield from repeat(similarity, len(points))
-
-
-def once_each(items: Sequence, key: Callable[[Any], Hashable], make: Callable[[Any], Any]) -> list:
-    """What make yields for the first item of each key, for every item: sharing within a sweep."""
-    made: dict[Hashable, Any] = {}
-    for item in items:
-        if key(item) not in made:
-            made[key(item)] = make(item)
-    return [made[key(item)] for item in items]
-
-
-def in_batches(items: Iterable, key: Callable[[Any], Hashable], most: int) -> Iterator[list]:
-    """The items in order, in batches of at most `most` different keys."""
-    batch, keys = [], set()
-    for item in items:
-        if key(item) not in keys and len(keys) == most:
-            yield batch
-            batch, keys = [], set()
-        batch.append(item)
-        keys.add(key(item))
-    if batch:
-        yield batch
 
 
 def late_interaction(query: Tensor, rows: Tensor, kind: str) -> Tensor:

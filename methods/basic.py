@@ -27,14 +27,13 @@ from utils_retrieval import (
     expand_queries,
     flag,
     harris_terms,
-    in_batches,
     kept_components,
     lowest_similarities,
     normalise_similarity,
-    once_each,
     project,
     second_moment,
 )
+from utils_sweeps import in_batches, once_each
 
 if TYPE_CHECKING:
     from torch import Tensor

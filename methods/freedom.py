@@ -28,8 +28,8 @@ from utils_retrieval import (
     Rows,
     equal_rows,
     flag,
-    once_each,
 )
+from utils_sweeps import once_each
 
 if TYPE_CHECKING:
     import numpy as np

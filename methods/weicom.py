@@ -16,8 +16,8 @@ from utils_retrieval import (
     TextParameters,
     flag,
     name_of_texts,
-    once_each,
 )
+from utils_sweeps import once_each
 
 if TYPE_CHECKING:
     from torch import Tensor

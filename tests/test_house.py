@@ -36,7 +36,7 @@ FLOORS = (
         *("utils_backbones", "utils_captions", "utils_copies", "utils_datasets", "utils_features"),
         *("utils_inputs", "utils_metrics", "utils_model_files", "utils_pickles"),
         *("utils_pixels", "utils_ranks", "utils_records", "utils_retrieval", "utils_task"),
-        "utils_text_tower",
+        *("utils_sweeps", "utils_text_tower"),
     ),
     ("utils", "utils_signs", "utils_startup"),
 )

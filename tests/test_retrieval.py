@@ -16,14 +16,13 @@ from utils_retrieval import (
     Gallery,
     contrastive_components,
     expand_queries,
-    in_batches,
     kept_components,
-    once_each,
     project,
     second_moment,
     unit_rows,
 )
 from utils_runs import Setting, ablation_points, parse_axis
+from utils_sweeps import in_batches, once_each
 
 BASIC = find_method("basic")
 
