@@ -180,16 +180,14 @@ def describe_unranked(task: Task) -> list[str]:
 
 def describe_asked_again(task: Task) -> list[str]:
     """The line on queries that ask what an earlier one asks, if there are any."""
-    queries, first = task.queries, {}
-    positives = task.views[task.main_view].positives
-    again = []
+    queries, view, first, again = task.queries, task.views[task.main_view], {}, []
     for query, key in enumerate(queries.key):
         asked = (
             queries.images[query],
             None if queries.box is None else tuple(queries.box[query]),
             queries.texts[query] if queries.texts else queries.text[query],
             int(task.pool[query]),
-            None if positives is None else int(positives[query]),
+            *(None if own is None else int(own[query]) for own in (view.positives, view.excluded)),
         )
         if first.setdefault(asked, key) is not key:
             again.append((key, first[asked]))

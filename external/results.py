@@ -115,7 +115,8 @@ def _of_embeddings(files: ExternalFiles, features: Features) -> External:
             )
         )
         lines.append(f"{path.name}: {query.shape}, query ids {rule}")
-    unit = _settle_unit(files, gallery, [file.read(slice(None)) for file in arrays.values()])
+    queries = [file.read(slice(None)) for file in arrays.values()]
+    unit = _settle_unit(files, gallery, queries, task)
     if unit:
         gallery = gallery / np.linalg.norm(gallery, axis=-1, keepdims=True)
     shape = gallery.shape
@@ -145,8 +146,13 @@ def _tokens(files: ExternalFiles, array: np.ndarray, path: Path) -> int:
     return array.shape[1] if array.ndim == 3 else 0
 
 
-def _settle_unit(files: ExternalFiles, gallery: np.ndarray, queries: list[np.ndarray]) -> bool:
-    """Whether rows are normalised: as said, or of no account where all are of unit length."""
+def _settle_unit(
+    files: ExternalFiles, gallery: np.ndarray, queries: list[np.ndarray], task: Task
+) -> bool:
+    """Whether rows are normalised: as said, or of no account where all are of unit length.
+
+    gallery, queries: in the task's order.
+    """
     if files.late is not None:
         return bool(files.normalise)
     if files.normalise is None and not all(map(is_unit, [gallery, *queries])):
@@ -159,8 +165,11 @@ def _settle_unit(files: ExternalFiles, gallery: np.ndarray, queries: list[np.nda
         with np.errstate(over="ignore"):  # too long a row is refused where it is searched
             lengths = np.linalg.norm(rows, axis=1)
         if not lengths.all():
-            row = int(np.argmin(lengths)) + 1
-            raise UserError(f"{path}: row {row} is zero; it has no direction")
+            ids = gallery_ids(task) if rows is gallery else query_ids(task)
+            raise UserError(
+                f"{path}: the vector of {ids[int(np.argmin(lengths))]!r} is zero; it has no "
+                "direction"
+            )
     return bool(files.normalise)
 
 
@@ -288,6 +297,7 @@ def _of_rankings(files: ExternalFiles, features: Features) -> External:
     Positives that are not listed come right behind the list in the first bound, last in the second.
     """
     lists, task = read_rankings(files.rankings, features.task, files.allow_missing), features.task
+    _refuse_short(lists.rows, task, files.rankings)
     missing = np.array([len(rows) == 0 for rows in lists.rows])
     sizes = np.array([len(rows) for rows in lists.rows])
     early = sizes[(sizes < rows_to_rank(task)) & ~missing]
@@ -299,6 +309,24 @@ def _of_rankings(files: ExternalFiles, features: Features) -> External:
     lines = (*lists.lines, _digests(files.rankings))
     shortest = int(early.min()) if len(early) else None
     return External(features, methods, shortest, lines, missing)
+
+
+def _refuse_short(rows: Sequence[np.ndarray], task: Task, path: Path) -> None:
+    """Raise UserError for lists that name fewer rows than an evaluation server is to be given."""
+    for submission in task.submitted:
+        among = task.views[submission.view].candidates
+        named = [
+            own if among is None else np.intersect1d(own, task.rows_of(among, query))
+            for query, own in enumerate(rows)
+        ]
+        short = [query for query, own in enumerate(named) if len(own) < submission.k]
+        if short:
+            raise UserError(
+                f"{path}: {submission.file} takes {submission.k} rows of each query"
+                f"{'' if among is None else ' from its own candidates'}, but {len(short)} lists "
+                f"name fewer, the first that of {query_ids(task)[short[0]]!r}, "
+                f"{len(named[short[0]])}; bring longer lists"
+            )
 
 
 def rows_to_rank(task: Task) -> np.ndarray:

@@ -371,8 +371,14 @@ MISTAKES = {
         "1 ids are given twice, 'gallery_000004'",
     ),
     "a NaN": (embeddings(value=np.nan), "70 rows hold NaN or infinity, the first 1, 2, 3"),
-    "a zero row": (embeddings(zero=41), "g.npy: row 42 is zero"),
-    "a zero query": (embeddings(zero_query=6), "q.npy: row 7 is zero"),
+    "a zero row": (
+        embeddings(zero=41),
+        "g.npy: the vector of './data/icir/database/blue_kettle/4.jpg'",
+    ),
+    "a zero query": (
+        embeddings(zero_query=6),
+        "q.npy: the vector of './data/icir/query/temple_of_",
+    ),
 }
 
 
@@ -583,6 +589,34 @@ def test_lists_of_cirr_go_out_as_its_server_takes_them(tmp_path, capsys):
     flags = ["--dataset", "cirr", "--external", "own", *places, "--rankings"]
     with pytest.raises(UserError, match="4181 listed images are not ranked"):
         run_retrieval.main([str(flag) for flag in [*flags, tmp_path / "lists.json"]])
+
+
+@needs_annotations
+def test_lists_that_are_too_short_for_the_server_are_refused(tmp_path):
+    unpack(ANNOTATIONS, tmp_path)
+    task = read_task("cirr_test", tmp_path)
+    names = [Path(path).stem for path in task.gallery.path]
+    lists = {}
+    for query, key in enumerate(task.queries.key):
+        excluded = task.rows_of(task.views[task.main_view].excluded, query)
+        lists[key] = [names[row] for row in range(60) if row not in excluded]
+    flags = ["--dataset", "cirr_test", "--external", "own", "--data_dir", tmp_path]
+    flags += ["--results_dir", tmp_path / "results", "--gpu", "-1", "--allow_missing"]
+    flags = [str(flag) for flag in [*flags, "--rankings", tmp_path / "lists.json"]]
+
+    def refusal():
+        (tmp_path / "lists.json").write_text(json.dumps(lists))
+        with pytest.raises(UserError) as error:
+            run_retrieval.main(flags)
+        return str(error.value)
+
+    key = task.queries.key[1]
+    assert "takes 3 rows of each query from its own candidates, but" in refusal()
+    del lists[key]
+    assert f"takes 50 rows of each query, but 1 lists name fewer, the first that of {key!r}, 0" in (
+        refusal()
+    )
+    assert not (tmp_path / "results").exists()
 
 
 @needs_annotations
