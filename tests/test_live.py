@@ -787,8 +787,14 @@ def test_ctrl_c_ends_the_packing_soon(monkeypatch):
     monkeypatch.setattr("live.packed._pack", pack)
     monkeypatch.setattr("live.packed.ROWS_PACKED", 4)
     raw = torch.ones(4 * steps, 8)
-    with pytest.raises(KeyboardInterrupt):
-        LiveRows.of(raw).pack()
+    known = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a job in the background: none
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            LiveRows.of(raw).pack()
+    finally:
+        signal.signal(signal.SIGINT, known)
     everyone = threading.Barrier(os.cpu_count())
     at_once(lambda _: everyone.wait(20), range(os.cpu_count()))  # no thread works on
     assert len(packs) < steps
