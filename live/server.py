@@ -464,6 +464,13 @@ def serve(
     desk, token = Desk(searcher, Given(folder / "given"), say), keep_token(folder / "token")
     threading.Thread(target=desk.warm, daemon=True).start()
     shown = "127.0.0.1" if everywhere else host
+    address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/?token={token}"
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready(address)  # not before Ctrl-C is the server's to handle
+
     app = make_app(desk, token, port, frozenset(names))
     settings = uvicorn.Config(
         app,
@@ -477,8 +484,7 @@ def serve(
     )
     try:
         with contextlib.suppress(KeyboardInterrupt):  # how it is ended
-            ready(f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/?token={token}")
-            uvicorn.Server(settings).run(sockets=[listening])
+            Server(settings).run(sockets=[listening])
     finally:
         desk.worker.shutdown(wait=False, cancel_futures=True)
         desk.painters.shutdown(wait=False, cancel_futures=True)
